@@ -1,0 +1,89 @@
+# Two commands work on a fresh clone with nothing before them: `make demo` and `make test`. `make` alone lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+COMPAT_VERSIONS ?= 5.4.0 5.17.0 5.23.0
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
+# One process per core, each with one thread: measured faster than threads inside the small models of the tests.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n $(WORKERS)
+# A machine without network has no .venv; its own Python then runs the GPU checks.
+GPU_PYTHON := $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
+
+# After set-up nothing here may reach for the network.
+export HF_HUB_OFFLINE := 1
+export HF_DATASETS_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench gpu compat docs clean
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
+
+setup: $(READY) ## create .venv and install hf_infeco with what its tests need (the other commands do this too)
+
+# A torch that the system's Python already has (CUDA machines) is used and left alone. Otherwise torch goes first and by
+# its exact version, so that the wheel on this machine wins and no second one is fetched for another package's sake.
+$(READY): pyproject.toml constraints.txt setup.py
+	@if $(PYTHON) -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"; then \
+		echo "setup: $(PYTHON) has torch already, $(VENV) will use it"; \
+		$(PYTHON) -m venv --system-site-packages $(VENV) && \
+		$(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+			> "$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/system_torch.pth" && \
+		grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
+	else \
+		echo "setup: installing torch into $(VENV), once"; \
+		$(PYTHON) -m venv $(VENV) && \
+		cp constraints.txt $(VENV)/constraints.txt && \
+		$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"; \
+	fi
+	@echo "setup: installing hf_infeco and its dependencies"
+	@$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt -e '.[train,dev]'
+	@touch $@
+
+demo: $(READY) ## a trained model answers from a long text, dense and patched, in one table
+	@$(BIN)/python examples/quickstart.py
+
+test: $(READY) ## run the whole test suite, without network
+	$(PYTEST)
+
+lint: $(READY) ## ruff (lint and format) and mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: $(READY) ## measure and write benchmarks/results/
+	$(BIN)/python benchmarks/foundation.py
+
+gpu: ## the checks and the benchmark that need CUDA, in under ten minutes; installs and fetches nothing but hf_infeco
+	@$(GPU_PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null || \
+		{ echo "make gpu: $(GPU_PYTHON) has no torch with a CUDA device here, so nothing was run."; exit 1; }
+	$(GPU_PYTHON) -m pip install -q --no-deps --no-build-isolation --no-index -e .
+	OMP_NUM_THREADS=2 $(GPU_PYTHON) -P -m pytest -n 4 -m gpu || [ $$? -eq 5 ] # 5: no test is marked yet
+	OMP_NUM_THREADS=2 HF_INFECO_TEST_DEVICE=cuda $(GPU_PYTHON) -P -m pytest -n 4 tests/contract tests/kernels
+	$(GPU_PYTHON) benchmarks/foundation.py
+
+compat: $(COMPAT_VERSIONS:%=compat-%) ## the contract suite on each transformers version of COMPAT_VERSIONS
+
+# numpy is pinned along, because the newest one may be newer than numba takes. torch stays the one of .venv.
+.compat/%/transformers/__init__.py: | $(READY)
+	@echo "compat: installing transformers $* into .compat/$*, once"
+	@$(BIN)/python -m pip install -q --target .compat/$* transformers==$* "$$(grep '^numpy==' constraints.txt)"
+
+compat-%: $(READY) .compat/%/transformers/__init__.py
+	@PYTHONPATH=$(CURDIR)/.compat/$* $(BIN)/python -P -c "import transformers; v = transformers.__version__; \
+		assert v == '$*', f'transformers {v} is imported instead of $*'"
+	PYTHONPATH=$(CURDIR)/.compat/$* $(PYTEST) tests/contract
+
+docs: $(VENV)/.docs-ready ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/.docs-ready: $(READY)
+	@$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt -e '.[docs]'
+	@touch $@
+
+clean: ## remove everything these commands made, .venv and .compat included
+	rm -rf $(VENV) .compat .out build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find hf_infeco kernels training benchmarks examples tests -name __pycache__ -prune -exec rm -rf {} +
