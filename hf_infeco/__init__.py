@@ -1,0 +1,33 @@
+"""
+hf_infeco: recent systems for long context and structured decoding, as one patch for Hugging Face transformers.
+
+    model = hf_infeco.patch(model)
+
+Importing the package changes no model. See `hf_infeco.patch`, `InfecoConfig`, and the folder of each system.
+"""
+
+from importlib.metadata import version
+
+from .config import InfecoConfig
+from .innerq import InnerQCache, InnerQConfig
+from .kv import cache_nbytes
+from .patching import explain, patch, patched, report, unpatch
+from .report import PatchReport
+from .s2o import S2OConfig, s2o_attention
+
+__version__ = version("hf_infeco")
+
+__all__ = [
+    "InfecoConfig",
+    "InnerQCache",
+    "InnerQConfig",
+    "PatchReport",
+    "S2OConfig",
+    "cache_nbytes",
+    "explain",
+    "patch",
+    "patched",
+    "report",
+    "s2o_attention",
+    "unpatch",
+]

@@ -1,0 +1,205 @@
+"""
+The one attention function and the one mask function that hf_infeco registers with transformers, under the name
+"infeco".
+
+Prefill goes to S2O, decoding to the packed InnerQ cache, everything else to SDPA. What a layer may use was decided by
+`patch` and hangs on its attention module as a `LayerPlan`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from .innerq.layer import InnerQView
+from .kv import KVHandle, plain
+from .s2o import S2OConfig
+from .s2o.attention import causal_attention
+
+ATTENTION_NAME = "infeco"
+PLAN_ATTRIBUTE = "_infeco_plan"  # on each attention module of a patched model
+
+# Above so many queries, dequantizing a layer once and running a dense kernel beats attending on packed groups.
+MAX_PACKED_QUERIES = 32
+
+# Arguments that change the maths and that none of our paths implements.
+UNSUPPORTED_ARGUMENTS = {
+    "softcap": "logit softcapping",
+    "s_aux": "attention sinks",
+    "cache": "a paged cache (continuous batching)",
+}
+
+
+@dataclass
+class LayerPlan:
+    """
+    What one attention module may use, and what it did.
+
+    Attributes:
+        s2o (`S2OConfig`, *optional*): sparse prefill; None runs dense.
+        visited_pairs, causal_pairs (`int`): (query, key) pairs attended in causal prefills so far, and how many dense
+            attention would have; their ratio is the density.
+    """
+
+    s2o: S2OConfig | None = None
+    visited_pairs: int = 0
+    causal_pairs: int = 0
+
+
+def register() -> None:
+    """
+    Makes "infeco" known to transformers. Attention and mask go together: without the mask function transformers would
+    pass no mask at all, and padded batches would be silently wrong.
+    """
+    AttentionInterface.register(ATTENTION_NAME, infeco_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, infeco_mask)
+
+
+def infeco_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | torch.Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Any = causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """
+    The mask of one layer type, never quadratic where the pattern is plain causal.
+
+    Returns:
+        None for plain causal attention without padding, whose last query is the last key; the padding mask `[B,
+        kv_length]` of bool for causal attention with padding; SDPA's mask `[B, 1, q_length, kv_length]` for every
+        other pattern.
+    """
+    # A window that the whole context fits into is plain causal too. Overlays, packed sequences and compiled static
+    # caches come with allow_is_causal_skip=False.
+    within_window = local_size is not None and kv_length <= local_size
+    is_causal = allow_is_causal_skip and (mask_function is causal_mask_function or within_window)
+    # A static cache shows keys that are not written yet: causality is then not a matter of lengths alone.
+    ends_at_last_key = kv_offset == 0 and isinstance(q_offset, int) and q_offset + q_length == kv_length
+    if is_causal and ends_at_last_key:
+        if attention_mask is None or attention_mask.all():
+            return None
+        missing = kv_length - attention_mask.shape[-1]
+        return nn.functional.pad(attention_mask, (0, missing)) if missing > 0 else attention_mask[:, :kv_length]
+    return sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        # SDPA's None would mean "causal from the first key on", which is not what ours means: see the docstring.
+        allow_is_causal_skip=False,
+        **kwargs,
+    )
+
+
+def infeco_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """
+    Attention of a patched model, called by transformers' attention modules.
+
+    Args:
+        query (`torch.Tensor` `[B, H, q_len, D]`), key (`[B, Hkv, kv_len, D]`), value (`[B, Hkv, kv_len, Dv]`): key and
+            value may be `KVHandle`s of a packed cache.
+        attention_mask (`torch.Tensor`, *optional*): what `infeco_mask` returned, or a 4-D mask of the user's.
+
+    Returns:
+        The output `[B, q_len, H, Dv]`, and None in place of attention weights.
+
+    Raises:
+        ValueError: for an argument that changes the maths and is not implemented.
+    """
+    _refuse_unsupported(module, kwargs)
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    padding = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+    is_plain = is_causal and dropout == 0 and kwargs.get("position_bias") is None
+    is_plain = is_plain and (attention_mask is None or padding is not None)
+
+    if is_plain and isinstance(key, KVHandle) and query.shape[2] <= MAX_PACKED_QUERIES:
+        view = key.view_of
+        if isinstance(view, InnerQView):
+            out = view.attend(query, _scale(scaling, query), padding)
+            return out.transpose(1, 2).contiguous(), None
+
+    key, value = plain(key), plain(value)
+    if is_plain and query.shape[2] > 1:
+        starts = left_padding(padding)
+        if padding is None or starts is not None:
+            return _causal_prefill(module, query, key, value, scaling, starts), None
+
+    is_offset = attention_mask is None and is_causal and 1 < query.shape[2] < key.shape[2]
+    if padding is not None or is_offset:
+        attention_mask = _full_mask(padding, query.shape[2], key.shape[2], query.device)
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+    )
+
+
+def _refuse_unsupported(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    for name, feature in UNSUPPORTED_ARGUMENTS.items():
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"{type(module).__name__} asks for {feature} ({name}=...), which hf_infeco's attention does not "
+                "implement. Call hf_infeco.unpatch(model), and please report the model: patch() should have left its "
+                "attention alone."
+            )
+
+
+def _scale(scaling: float | None, query: torch.Tensor) -> float:
+    return query.shape[-1] ** -0.5 if scaling is None else scaling
+
+
+def left_padding(padding: torch.Tensor | None) -> list[int] | None:
+    """
+    Index of each row's first token if `padding [B, kv_len]` hides a prefix of every row and nothing else; None if it
+    hides anything else, or nothing.
+    """
+    if padding is None:
+        return None
+    starts = (~padding).sum(-1)
+    positions = torch.arange(padding.shape[1], device=padding.device)
+    is_prefix = torch.equal(padding, positions >= starts[:, None])
+    return starts.tolist() if is_prefix else None
+
+
+def _causal_prefill(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    starts: list[int] | None,
+) -> torch.Tensor:
+    """Plain causal attention, sparse where the plan says so; counts the pairs that were attended."""
+    plan: LayerPlan = getattr(module, PLAN_ATTRIBUTE, None) or LayerPlan()
+    out, stats = causal_attention(query, key, value, plan.s2o, scale=_scale(scaling, query), starts=starts)
+    plan.visited_pairs += stats.visited_pairs
+    plan.causal_pairs += stats.causal_pairs
+    return out.transpose(1, 2).contiguous()
+
+
+def _full_mask(padding: torch.Tensor | None, q_len: int, kv_len: int, device: torch.device) -> torch.Tensor:
+    """The mask `[B or 1, 1, q_len, kv_len]` of causal attention whose last query is the last key."""
+    causal = torch.ones(q_len, kv_len, dtype=torch.bool, device=device).tril(kv_len - q_len)
+    return causal[None, None] if padding is None else causal & padding[:, None, None, :]

@@ -1,0 +1,173 @@
+"""
+The only file that knows versions or private names of transformers.
+
+`docs/compat.md` lists what changed when. Everything here is checked by `make compat` against the oldest supported, a
+middle and the newest tested version.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import transformers
+from packaging.version import Version
+from torch import nn
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+OLDEST, NEWEST_TESTED = Version("5.4.0"), Version("5.23.0")
+INSTALLED = Version(transformers.__version__)
+CROP_TAKES_A_DIFFERENCE = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
+CROP_REFUSES_A_LENGTH = Version("5.18.0") <= INSTALLED
+
+_PREPARE_CACHE = "_prepare_cache_for_generation"
+_PREPARE_CACHE_ARGUMENTS = ["generation_config", "model_kwargs", "generation_mode", "batch_size", "max_cache_length"]
+
+
+@functools.cache
+def check_version() -> None:
+    """Raises on a transformers older than supported; warns once on one newer than tested."""
+    if INSTALLED < OLDEST:
+        raise ImportError(
+            f"transformers {INSTALLED} is too old: hf_infeco needs {OLDEST} or newer. "
+            "Run `pip install -U transformers`."
+        )
+    if INSTALLED > NEWEST_TESTED:
+        logger.warning(
+            f"transformers {INSTALLED} is newer than {NEWEST_TESTED}, the newest version hf_infeco was tested with. "
+            "If something is off, run hf_infeco's contract tests (`make compat`) or install the tested version."
+        )
+
+
+# ---------------------------------------------------------------- configs and models
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The decoder's config inside a composite one (vision-language models), else the config itself."""
+    return config.get_text_config(decoder=True)
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """
+    The module that holds the decoder's layers: `model.model` of a causal LM, the language model of a composite one.
+    """
+    return model.get_decoder()
+
+
+def can_switch_attention(decoder: PreTrainedModel) -> bool:
+    """Whether the model's code asks transformers' attention registry; others ignore `set_attn_implementation`."""
+    return decoder._can_set_attn_implementation()
+
+
+def attention_modules(decoder: nn.Module) -> dict[int, nn.Module]:
+    """Self-attention modules by layer index."""
+    return {
+        module.layer_idx: module
+        for module in decoder.modules()
+        if "Attention" in type(module).__name__ and isinstance(getattr(module, "layer_idx", None), int)
+    }
+
+
+def key_value_dims(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """
+    KV heads, key head dim and value head dim of one layer, as the config promises them. Tensors have the last word.
+    """
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return kv_heads, head_dim, head_dim
+
+
+def default_layers(config: PreTrainedConfig) -> list[Any]:
+    """The cache layers that transformers itself would build for this config, one per decoder layer."""
+    return DynamicCache(config=text_config(config)).layers
+
+
+def is_full_attention_layer(layer: Any) -> bool:
+    """Whether a cache layer is the plain growing one. Sliding, linear, indexed, hybrid and shared layers are not."""
+    return type(layer) is DynamicLayer
+
+
+# ---------------------------------------------------------------- caches
+
+
+def tokens_to_remove(argument: int, length: int) -> int:
+    """
+    How many tokens `crop(argument)` removes from a cache of `length` tokens.
+
+    A negative argument always was minus that number. A positive one is the length to keep, refused since 5.18. Zero
+    keeps no token where the argument is still called a length, and removes none since it is called a difference.
+    """
+    if argument < 0:
+        return min(-argument, length)
+    if argument > 0 and CROP_REFUSES_A_LENGTH:
+        raise ValueError(
+            f"crop({argument}): transformers {INSTALLED} takes minus the number of tokens to remove. "
+            f"To keep {argument} of {length} tokens call crop({min(argument - length, 0)})."
+        )
+    if argument == 0 and CROP_TAKES_A_DIFFERENCE:
+        return 0
+    return max(length - argument, 0)
+
+
+def replace_generation_cache(model: PreTrainedModel, new_cache: Callable[[PreTrainedModel, Cache], Cache]) -> None:
+    """
+    Lets `generate` use our cache where it would have made a `DynamicCache` by itself. A cache that the user passes,
+    and an explicit `cache_implementation`, are left alone.
+
+    Args:
+        new_cache: `new_cache(model, default)` returns the cache to use in place of the empty `default`. A module-level
+            function, so that a deepcopy of the model carries it along.
+    """
+    signature = inspect.signature(getattr(type(model), _PREPARE_CACHE))
+    if list(signature.parameters)[1:6] != _PREPARE_CACHE_ARGUMENTS and not _takes_anything(signature):
+        raise RuntimeError(
+            f"{type(model).__name__}.{_PREPARE_CACHE}{signature} is not the method hf_infeco knows. Pass "
+            "past_key_values=hf_infeco.InnerQCache(model.config) to generate() and report this transformers version."
+        )
+
+    setattr(model, _PREPARE_CACHE, MethodType(functools.partial(_prepare_cache, new_cache), model))
+
+
+def _takes_anything(signature: inspect.Signature) -> bool:
+    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in signature.parameters.values())
+
+
+def _prepare_cache(new_cache, model, generation_config, model_kwargs, *args, **kwargs):
+    given = model_kwargs.get("past_key_values")
+    getattr(type(model), _PREPARE_CACHE)(model, generation_config, model_kwargs, *args, **kwargs)
+    made = model_kwargs.get("past_key_values")
+    if given is None and type(made) is DynamicCache:
+        cache = new_cache(model, made)
+        if not made.layers:
+            # Before 5.18 sliding layers could not be rolled back: for assisted decoding transformers makes a cache
+            # without layers, to be filled with plain ones that keep every token.
+            cache.layers = [DynamicLayer() if layer.is_sliding else layer for layer in cache.layers]
+        # An assistant's cache is rolled back. Layers that cannot do so by themselves record for it, from 5.18 on.
+        if getattr(generation_config, "is_assistant", False) and hasattr(cache, "activate_past_recording"):
+            cache.activate_past_recording()
+        model_kwargs["past_key_values"] = cache
+
+
+def restore_generation_cache(model: PreTrainedModel) -> None:
+    """Undoes `replace_generation_cache`; harmless where nothing was replaced."""
+    vars(model).pop(_PREPARE_CACHE, None)
+
+
+def offloading_of(cache: Cache) -> dict[str, bool]:
+    """The offloading arguments a cache was made with, for making another like it."""
+    if not cache.offloading:
+        return {}
+    return {"offloading": True, "offload_only_non_sliding": cache.only_non_sliding}
+
+
+def remove_forward_pre_hook(module: nn.Module, hook: Callable) -> None:
+    """Removes `hook` by identity: the handle of its registration does not survive a deepcopy of the module."""
+    for key in [key for key, registered in module._forward_pre_hooks.items() if registered is hook]:
+        del module._forward_pre_hooks[key]
+        module._forward_pre_hooks_with_kwargs.pop(key, None)

@@ -1,0 +1,11 @@
+"""
+InnerQ: the KV cache, quantized along the dimension that a decode step sums over (arXiv 2602.23200).
+
+`config` the settings, `layer` and `cache` what transformers sees, `store` where the packed tokens lie. The formulas
+are in `kernels/innerq`.
+"""
+
+from .cache import InnerQCache
+from .config import InnerQConfig
+
+__all__ = ["InnerQCache", "InnerQConfig"]

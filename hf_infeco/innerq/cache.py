@@ -1,0 +1,58 @@
+"""`InnerQCache`: a transformers `Cache` whose full-attention layers are InnerQ layers."""
+
+from transformers import Cache, PreTrainedConfig
+
+from .. import compat
+from ..kernels.innerq.reference import GROUP
+from ..kv import cache_nbytes
+from .config import InnerQConfig
+from .layer import InnerQLayer
+
+
+class InnerQCache(Cache):
+    """
+    A KV cache in about 3 bits per number (InnerQ, arXiv 2602.23200).
+
+    Pass it as `past_key_values` to a model's forward or to `generate`; a patched model makes one by itself. On a
+    patched model decoding attends on the packed data; on any other the cache is dequantized, layer by layer, at each
+    call. Sliding-window, linear and other special layers stay as transformers builds them.
+
+    Args:
+        config (`PreTrainedConfig`): the model's config.
+        innerq (`InnerQConfig`, *optional*): settings; the default is `InnerQConfig.base()`.
+        offloading, offload_only_non_sliding: as for `DynamicCache`.
+
+    Raises:
+        ValueError: if no layer of this model can be an InnerQ layer.
+    """
+
+    def __init__(self, config: PreTrainedConfig, innerq: InnerQConfig | None = None, **offloading: bool):
+        compat.check_version()
+        self.innerq = innerq or InnerQConfig()
+        if reason := unsupported_reason(config):
+            raise ValueError(f"InnerQCache cannot serve this model: {reason}. Use transformers' DynamicCache.")
+        layers = [
+            InnerQLayer(self.innerq) if compat.is_full_attention_layer(layer) else layer
+            for layer in compat.default_layers(config)
+        ]
+        super().__init__(layers=layers, **offloading)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all memory the cache holds, spare room and windows included, read from the tensors' storages."""
+        return cache_nbytes(self)
+
+
+def unsupported_reason(config: PreTrainedConfig) -> str | None:
+    """Why no layer of a model can use InnerQ, as a sentence without its full stop; None if one can."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder, whose cache also holds cross-attention"
+    config = compat.text_config(config)
+    if getattr(config, "kv_lora_rank", None):
+        return "its cache holds the latent of multi-head latent attention, which is compressed already"
+    if not any(map(compat.is_full_attention_layer, compat.default_layers(config))):
+        return "none of its layers has a growing full-attention cache"
+    head_dim = compat.key_value_dims(config)[1]
+    if head_dim % GROUP:
+        return f"head_dim={head_dim} is not a multiple of the group of {GROUP} channels"
+    return None

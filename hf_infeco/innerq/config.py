@@ -1,0 +1,70 @@
+"""InnerQ's settings."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+from ..config import MethodConfig
+from ..kernels.innerq.reference import GROUP
+
+SUPPORTED_BITS = (2, 3, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerQConfig(MethodConfig, method="innerq"):
+    """
+    KV cache quantized along the inner dimension (InnerQ, arXiv 2602.23200).
+
+    Bits per stored number, with the float16 scale of each group of 32: `base()` 3.5, `small()` 3.0, `hybrid()` 3.25.
+    With `sink + recent` at least the context length nothing is quantized and the cache is exact.
+
+    Args:
+        key_bits (`int`, defaults to 3): symmetric bits of a key number: 2, 3 or 4.
+        value_bits (`int`, defaults to 3): bits of a value number: 2, 3 or 4.
+        hybrid_values (`bool`, defaults to `False`): each group of values takes the symmetric or the asymmetric form,
+            whichever is nearer; costs one float16 zero point per group.
+        normalize_keys (`bool`, defaults to `True`): divide key channels by their norm over the first tokens.
+        sink (`int`, defaults to 32): first tokens kept in full precision.
+        recent (`int`, defaults to 96): at least so many of the last tokens are kept in full precision.
+    """
+
+    presets: ClassVar[tuple[str, ...]] = ("base", "small", "hybrid")
+
+    key_bits: int = field(default=3, metadata={"help": "symmetric bits of a key number: 2, 3 or 4"})
+    value_bits: int = field(default=3, metadata={"help": "bits of a value number: 2, 3 or 4"})
+    hybrid_values: bool = field(default=False, metadata={"help": "symmetric or asymmetric per group of values"})
+    normalize_keys: bool = field(default=True, metadata={"help": "divide key channels by their norm"})
+    sink: int = field(default=32, metadata={"help": "first tokens kept in full precision"})
+    recent: int = field(default=96, metadata={"help": "least number of last tokens kept in full precision"})
+
+    @classmethod
+    def base(cls) -> Self:
+        """3-bit keys, 3-bit values."""
+        return cls()
+
+    @classmethod
+    def small(cls) -> Self:
+        """3-bit keys, 2-bit values."""
+        return cls(value_bits=2)
+
+    @classmethod
+    def hybrid(cls) -> Self:
+        """3-bit keys, 2-bit values, symmetric or asymmetric per group."""
+        return cls(value_bits=2, hybrid_values=True)
+
+    def validate(self) -> None:
+        for name in ("key_bits", "value_bits"):
+            if getattr(self, name) not in SUPPORTED_BITS:
+                raise ValueError(
+                    f"InnerQConfig.{name}={getattr(self, name)} is not supported: use one of {SUPPORTED_BITS}. "
+                    "For a cache in full precision patch with innerq=False."
+                )
+        for name in ("sink", "recent"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"InnerQConfig.{name}={getattr(self, name)} must be 0 or more tokens.")
+
+    @property
+    def bits_per_number(self) -> float:
+        """Average over keys and values, scales and zero points included."""
+        key = self.key_bits + 16 / GROUP
+        value = self.value_bits + 16 / GROUP * (2 if self.hybrid_values else 1)
+        return (key + value) / 2

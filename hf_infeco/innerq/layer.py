@@ -1,0 +1,153 @@
+"""InnerQ's cache layer: sinks and recent tokens in full precision, everything between them packed."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from ..kernels.innerq import reference
+from ..kernels.innerq.reference import GROUP, PackedKV
+from ..kv import HandleLayer, KVView, plain
+from .config import InnerQConfig
+from .store import PackedStore
+
+Pair = tuple[torch.Tensor, torch.Tensor]  # keys [B, Hkv, n, D] and values [B, Hkv, n, Dv]
+NOTHING: Pair = (torch.empty(0), torch.empty(0))  # what an empty layer holds
+
+
+class InnerQView(KVView):
+    """Packed tokens between two exact pieces: what one call attends to."""
+
+    def __init__(self, sink: Pair, packed: PackedKV, recent: Pair, num_packed: int):
+        self.sink, self.packed, self.recent = sink, packed, recent
+        super().__init__(sink[0].shape[2] + num_packed + recent[0].shape[2], *recent)
+
+    def dequantize(self) -> Pair:
+        packed = reference.dequantize(self.packed)
+        pieces = zip(self.sink, packed, self.recent, strict=True)
+        key, value = (torch.cat([s, p.to(s.dtype), r], dim=2) for s, p, r in pieces)
+        return key, value
+
+    def attend(self, query: torch.Tensor, scale: float, key_mask: torch.Tensor | None) -> torch.Tensor:
+        """
+        Attention of the newest tokens' `query [B, H, q_len, D]` on the packed data, causal among themselves.
+        `key_mask [B, num_tokens]` of bool hides padding. Returns `[B, H, q_len, Dv]`.
+        """
+        return reference.packed_attention(query, self.packed, [self.sink, self.recent], scale=scale, key_mask=key_mask)
+
+
+class InnerQLayer(HandleLayer):
+    """
+    One layer of an `InnerQCache` (InnerQ, arXiv 2602.23200).
+
+    New tokens join the exact piece `recent`. When it holds `config.recent + 32` tokens or more, its oldest ones are
+    packed, 32 at a time, so that `config.recent` to `config.recent + 31` stay exact. The first flush also sets the
+    sinks apart and takes the keys' channel norms from all tokens so far. A call's own tokens are attended exactly.
+    """
+
+    def __init__(self, config: InnerQConfig | None = None):
+        super().__init__()
+        self.config = config or InnerQConfig()
+        self.reset()
+
+    def reset(self) -> None:
+        self.is_initialized = False
+        self.num_tokens = 0
+        self._sink = NOTHING  # set apart with the first flush
+        self._store: PackedStore | None = None
+        self._recent = NOTHING
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        if key_states.shape[-1] % GROUP:
+            raise ValueError(
+                f"InnerQ groups {GROUP} channels of a key, and head_dim={key_states.shape[-1]} is no multiple of it. "
+                "Leave the cache of this model as it is: patch(model, innerq=False), or no InnerQCache."
+            )
+        self._sink = self._recent = _own((key_states[:, :, :0], value_states[:, :, :0]))
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Pair:
+        """
+        Adds `key_states [B, Hkv, n, D]` and `value_states [B, Hkv, n, Dv]`; returns keys and values of all tokens, as
+        handles once some are packed.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._recent = _join(self._recent, (key_states, value_states))
+        self.num_tokens += key_states.shape[2]
+        attended = self._attended()
+        self._flush()
+        return attended
+
+    def _attended(self) -> Pair:
+        if self._store is None:
+            return self._recent
+        view = InnerQView(self._sink, self._store.view(), self._recent, self._store.num_tokens)
+        if torch.is_grad_enabled() and self._recent[0].requires_grad:
+            return view.tensors()  # a handle carries no gradient
+        return view.key, view.value
+
+    @torch.no_grad()
+    def _flush(self) -> None:
+        key, value = self._recent
+        sinks = self.config.sink if self._store is None else 0
+        count = (key.shape[2] - sinks - self.config.recent) // GROUP * GROUP
+        if count <= 0:
+            return
+        if self._store is None:
+            norm = reference.channel_norm(key[:, :, sinks:]) if self.config.normalize_keys else None
+            self._store = PackedStore(norm)
+            self._sink = _own((key[:, :, :sinks], value[:, :, :sinks]))
+        flushed = slice(sinks, sinks + count)
+        self._store.append(
+            reference.quantize_keys(key[:, :, flushed], self.config.key_bits, self._store.key_norm),
+            reference.quantize_values(value[:, :, flushed], self.config.value_bits, self.config.hybrid_values),
+        )
+        self._recent = _own((key[:, :, flushed.stop :], value[:, :, flushed.stop :]))
+
+    def remove_last(self, num_tokens: int) -> None:
+        self.num_tokens -= num_tokens
+        from_recent = min(num_tokens, self._recent[0].shape[2])
+        self._recent = _drop_last(self._recent, from_recent)
+        if self._store is None:
+            return
+        from_store = min(num_tokens - from_recent, self._store.num_tokens)
+        if from_store:
+            self._store.remove_last(from_store)
+        if self._store.num_tokens == 0:
+            # Back to the state before the first flush: nothing packed, the sinks are the oldest exact tokens.
+            self._recent = _join(_drop_last(self._sink, num_tokens - from_recent - from_store), self._recent)
+            self._sink = _drop_last(self._sink, self._sink[0].shape[2])
+            self._store = None
+
+    def full_tensors(self) -> Pair:
+        key, value = self._attended()
+        return plain(key), plain(value)
+
+    def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if not self.is_initialized:
+            return
+        self._sink = function(self._sink[0]), function(self._sink[1])
+        self._recent = function(self._recent[0]), function(self._recent[1])
+        if self._store is not None:
+            self._store.map_tensors(function)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        yield from (*self._sink, *self._recent)
+        if self._store is not None:
+            yield from self._store.tensors()
+
+
+def _join(first: Pair, second: Pair) -> Pair:
+    """Copies of both, so that a prompt does not keep the memory of, say, a fused qkv projection alive."""
+    return torch.cat([first[0], second[0]], dim=2), torch.cat([first[1], second[1]], dim=2)
+
+
+def _own(pair: Pair) -> Pair:
+    """Copies of slices, so that a few kept tokens do not keep the memory of a whole prompt alive."""
+    return pair[0].clone(), pair[1].clone()
+
+
+def _drop_last(pair: Pair, count: int) -> Pair:
+    key, value = (tensor[:, :, : tensor.shape[2] - count] for tensor in pair)
+    return key, value

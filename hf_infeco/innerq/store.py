@@ -1,0 +1,100 @@
+"""The packed tokens of one layer, in buffers that grow by a fraction instead of being rebuilt at every step."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from ..kernels.innerq.reference import GROUP, Packed, PackedKV
+
+MIN_SPARE_TILES = 4  # room for at least 128 tokens whenever a buffer grows
+
+
+class PackedStore:
+    """
+    Append-only storage of quantized tokens, in tiles of `GROUP` tokens. Codes are written once and never touched
+    again.
+
+    Attributes:
+        num_slots (`int`): slots in use, a multiple of `GROUP`.
+        num_tokens (`int`): living tokens; fewer than slots after a `crop` into a tile.
+    """
+
+    def __init__(self, key_norm: torch.Tensor | None):
+        self.key_norm = key_norm
+        self.alive: torch.Tensor | None = None  # [num_slots]; None while every slot lives
+        self.num_slots = 0
+        self.num_tokens = 0
+        self._buffers: dict[str, torch.Tensor] = {}  # keys by slot, values by tile, along axis 2
+
+    def append(self, key: Packed, value: Packed) -> None:
+        """Adds whole tiles: key `[B, Hkv, n, ...]` and value `[B, Hkv, n / GROUP, ...]`, see `PackedKV`."""
+        added = key.words.shape[2]
+        for name, tensor in _named(key, value):
+            used = self.num_slots // _slots_per_row(name)
+            needed = used + tensor.shape[2]
+            if needed > self._capacity(name):
+                self._grow(name, tensor, used, needed)
+            self._buffers[name][:, :, used:needed] = tensor
+        if self.alive is not None:
+            self.alive = torch.cat([self.alive, self.alive.new_ones(added)])
+        self.num_slots += added
+        self.num_tokens += added
+
+    def _capacity(self, name: str) -> int:
+        return self._buffers[name].shape[2] if name in self._buffers else 0
+
+    def _grow(self, name: str, like: torch.Tensor, used: int, needed: int) -> None:
+        """1/16 of spare room: an appended token is copied some 16 times in its life, and at most 1/16 lies idle."""
+        spare = max(MIN_SPARE_TILES * GROUP // _slots_per_row(name), needed // 16)
+        buffer = like.new_empty(*like.shape[:2], needed + spare, *like.shape[3:])
+        if used:
+            buffer[:, :, :used] = self._buffers[name][:, :, :used]
+        self._buffers[name] = buffer
+
+    def view(self) -> PackedKV:
+        """The tokens stored so far. Stays valid while tokens are appended: written slots are never written again."""
+
+        def part(kind: str) -> Packed:
+            names = (f"{kind}.words", f"{kind}.scale", f"{kind}.zero")
+            rows = [self._buffers[name][:, :, : self.num_slots // _slots_per_row(name)] for name in names[:2]]
+            zero = self._buffers.get(names[2])
+            return Packed(*rows, None if zero is None else zero[:, :, : self.num_slots // _slots_per_row(names[2])])
+
+        return PackedKV(part("key"), part("value"), self.key_norm, self.alive)
+
+    def remove_last(self, num_tokens: int) -> None:
+        """Forgets the newest living tokens. A tile cut in the middle keeps its codes; the dead slots are masked."""
+        if self.alive is None:
+            kept = self.num_slots - num_tokens
+        else:
+            living = self.alive.nonzero().flatten()
+            kept = int(living[-num_tokens])  # the first slot to go
+        self.num_tokens -= num_tokens
+        self.num_slots = -(-kept // GROUP) * GROUP
+        alive = torch.ones(self.num_slots, dtype=torch.bool, device=self._buffers["key.words"].device)
+        alive = alive if self.alive is None else self.alive[: self.num_slots].clone()
+        alive[kept:] = False
+        # Slots beyond `num_slots` are free for the next append: no view of the new state reaches them.
+        self.alive = None if self.num_tokens == self.num_slots else alive
+
+    def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Replaces every batched tensor by `function(tensor)`."""
+        self._buffers = {name: function(buffer) for name, buffer in self._buffers.items()}
+        if self.key_norm is not None:
+            self.key_norm = function(self.key_norm)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        yield from self._buffers.values()
+        yield from (tensor for tensor in (self.key_norm, self.alive) if tensor is not None)
+
+
+def _named(key: Packed, value: Packed) -> Iterator[tuple[str, torch.Tensor]]:
+    for kind, packed in (("key", key), ("value", value)):
+        for part, tensor in packed._asdict().items():
+            if tensor is not None:
+                yield f"{kind}.{part}", tensor
+
+
+def _slots_per_row(name: str) -> int:
+    """Keys have one row per slot, values one per tile."""
+    return 1 if name.startswith("key.") else GROUP

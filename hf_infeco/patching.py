@@ -1,0 +1,198 @@
+"""
+`patch` and its way back. The only file that changes a model, and it changes the instance it is given, nothing else.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from . import attention, compat
+from .attention import ATTENTION_NAME, PLAN_ATTRIBUTE, LayerPlan
+from .config import InfecoConfig
+from .innerq.cache import InnerQCache
+from .report import PatchReport
+from .survey import Survey, build_report, skeleton, survey
+
+logger = logging.get_logger(__name__)
+
+STATE_ATTRIBUTE = "_infeco_state"  # on a patched model
+
+
+@dataclass
+class PatchState:
+    """What `unpatch` needs. It lies in the model's `__dict__`, so a deepcopy of the model copies it along."""
+
+    config: InfecoConfig
+    survey: Survey
+    original_attention: str | None  # None where the attention was left alone
+
+
+def patch(model: nn.Module, config: InfecoConfig | None = None, **methods: Any) -> nn.Module:
+    """
+    Makes a loaded decoder LM prefill with S2O and cache with InnerQ. Changes this instance only; `unpatch` restores
+    it.
+
+    Patching again replaces the settings. What a model does not support is left as it was and reported, see `report`.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): the model, on any device and in any dtype.
+        config (`InfecoConfig`, *optional*): what to enable; the default enables everything with defaults.
+        methods: shortcuts for fields of the config: `patch(model, s2o=False, innerq="small")`. Each takes a config, a
+            dict of its fields, a preset's name, True or False, and wins over `config`.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: if `model` is no transformers model.
+        ValueError: for a wrong setting.
+    """
+    compat.check_version()
+    inner = _unwrap(model)
+    config = _merge(config, methods)
+    unpatch(model)
+    found = survey(inner)
+
+    switches_attention = found.attention_refusal is None and (config.s2o is not None or config.innerq is not None)
+    state = PatchState(config, found, _switch_attention(inner, config, found) if switches_attention else None)
+    if config.innerq is not None and found.packed_layers:
+        compat.replace_generation_cache(inner, _new_cache)
+        compat.decoder_of(inner).register_forward_pre_hook(_inject_cache, with_kwargs=True)
+        setattr(compat.decoder_of(inner), _CACHE_CONFIG, config.innerq)
+    setattr(inner, STATE_ATTRIBUTE, state)
+    _warn_about_nothing(inner)
+    return model
+
+
+def unpatch(model: nn.Module) -> nn.Module:
+    """Restores the model's original behaviour, bit for bit. Harmless on a model that is not patched."""
+    inner = _unwrap(model)
+    state: PatchState | None = vars(inner).pop(STATE_ATTRIBUTE, None)
+    if state is None:
+        return model
+    decoder = compat.decoder_of(inner)
+    if state.original_attention is not None:
+        decoder.set_attn_implementation(state.original_attention)
+    for module in compat.attention_modules(decoder).values():
+        vars(module).pop(PLAN_ATTRIBUTE, None)
+    compat.restore_generation_cache(inner)
+    vars(decoder).pop(_CACHE_CONFIG, None)
+    compat.remove_forward_pre_hook(decoder, _inject_cache)
+    return model
+
+
+@contextmanager
+def patched(model: nn.Module, config: InfecoConfig | None = None, **methods: Any) -> Iterator[nn.Module]:
+    """
+    `patch` for the length of a `with` block. On exit, exceptions included, the model is as it was before: unpatched,
+    or patched with its earlier settings.
+    """
+    before: PatchState | None = vars(_unwrap(model)).get(STATE_ATTRIBUTE)
+    patch(model, config, **methods)
+    try:
+        yield model
+    finally:
+        if before is None:
+            unpatch(model)
+        else:
+            patch(model, before.config)
+
+
+def report(model: nn.Module) -> PatchReport:
+    """What `patch` enabled on this model, what fell back and why. An unpatched model reports everything as off."""
+    inner = _unwrap(model)
+    state: PatchState | None = vars(inner).get(STATE_ATTRIBUTE)
+    if state is None:
+        return build_report(inner, InfecoConfig(s2o=None, innerq=None), survey(inner))
+    return build_report(inner, state.config, state.survey)
+
+
+def explain(
+    model_or_config: nn.Module | PreTrainedConfig, config: InfecoConfig | None = None, **methods: Any
+) -> PatchReport:
+    """The report that `patch` with these arguments would lead to, without touching anything. Needs no weights."""
+    config = _merge(config, methods)
+    if isinstance(model_or_config, PreTrainedConfig):
+        inner = skeleton(model_or_config)
+    else:
+        inner = _unwrap(model_or_config)
+    return build_report(inner, config, survey(inner))
+
+
+# ---------------------------------------------------------------- the pieces of patch
+
+
+def _unwrap(model: Any) -> PreTrainedModel:
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(inner, PreTrainedModel):
+        raise TypeError(
+            "hf_infeco patches transformers models (PreTrainedModel) and PEFT models around them, not "
+            f"{type(model).__name__}. Pass the model itself: the inner one of a compiled or distributed wrapper, "
+            "`pipe.model` of a pipeline."
+        )
+    return inner
+
+
+def _merge(config: InfecoConfig | None, methods: dict[str, Any]) -> InfecoConfig:
+    config = InfecoConfig() if config is None else config
+    if not isinstance(config, InfecoConfig):
+        raise TypeError(
+            f"config must be an InfecoConfig, not {type(config).__name__}. For one method's settings use a keyword: "
+            "patch(model, s2o=S2OConfig(...)) or patch(model, innerq='small')."
+        )
+    known = set(vars(config))
+    if unknown := sorted(set(methods) - known):
+        raise ValueError(f"{unknown} name no method that patch() knows: use {sorted(known)}.")
+    return InfecoConfig(**{**vars(config), **methods})
+
+
+def _switch_attention(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> str:
+    """Points the decoder's attention to ours and hangs the plans on its modules; returns the implementation it had."""
+    attention.register()
+    decoder = compat.decoder_of(model)
+    original = decoder.config._attn_implementation
+    decoder.set_attn_implementation(ATTENTION_NAME)
+    if decoder.config._attn_implementation != ATTENTION_NAME:
+        raise RuntimeError(
+            f"{type(decoder).__name__} ignored set_attn_implementation({ATTENTION_NAME!r}) and is unchanged. "
+            "Please report the model; its cache can still be quantized by passing past_key_values=InnerQCache(config)."
+        )
+    for index, module in compat.attention_modules(decoder).items():
+        setattr(module, PLAN_ATTRIBUTE, LayerPlan(s2o=config.s2o if index in found.sparse_layers else None))
+    return original
+
+
+_CACHE_CONFIG = "_infeco_innerq"  # on the decoder, which is what the forward hook is given
+
+
+def _new_cache(model: PreTrainedModel, default: Cache) -> InnerQCache:
+    config: InfecoConfig = getattr(model, STATE_ATTRIBUTE).config
+    return InnerQCache(model.config, config.innerq, **compat.offloading_of(default))
+
+
+def _inject_cache(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    """Forward pre-hook: gives a bare `model(input_ids, use_cache=True)` our cache, where the user passed none."""
+    use_cache = kwargs.get("use_cache")
+    use_cache = getattr(decoder.config, "use_cache", False) if use_cache is None else use_cache
+    names = list(inspect.signature(type(decoder).forward).parameters)[1 : len(args) + 1] if args else []
+    given = dict(zip(names, args, strict=True)).get("past_key_values", kwargs.get("past_key_values"))
+    # In training nothing reads the cache: packing it would be work for nothing.
+    if not use_cache or given is not None or decoder.training or "past_key_values" in names:
+        return None
+    return args, {**kwargs, "past_key_values": InnerQCache(decoder.config, getattr(decoder, _CACHE_CONFIG))}
+
+
+def _warn_about_nothing(model: PreTrainedModel) -> None:
+    """Says so if a method that was asked for is at work on no layer at all."""
+    result = report(model)
+    for area in ("s2o", "innerq"):
+        if result.status(area) <= {"unsupported"}:
+            reasons = "; ".join(entry.detail for entry in result.areas if entry.area == area)
+            logger.warning(f"hf_infeco.patch: {area} is not at work on {result.model}: {reasons}.")

@@ -1,0 +1,155 @@
+"""
+What each method could do on each layer of a model, and why not: the table that `patch` acts on and `explain` shows.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from . import compat
+from .attention import PLAN_ATTRIBUTE, LayerPlan
+from .config import InfecoConfig
+from .innerq.cache import unsupported_reason
+from .report import AreaReport, PatchReport, S2OReport, layer_pattern
+
+
+@dataclass(frozen=True)
+class Survey:
+    """
+    Attributes:
+        attention_refusal (`str`, *optional*): why the model's attention cannot be replaced; None if it can.
+        sparse_layers (`list[int]`): layers whose attention S2O may take over.
+        packed_layers (`list[int]`): layers whose cache InnerQ may take over.
+        refusals (`dict[str, dict[int, str]]`): per area and layer, why not.
+        num_layers (`int`): decoder layers.
+    """
+
+    attention_refusal: str | None
+    sparse_layers: list[int]
+    packed_layers: list[int]
+    refusals: dict[str, dict[int, str]]
+    num_layers: int
+
+
+def survey(model: PreTrainedModel) -> Survey:
+    """Looks at the modules and the config of a model; changes nothing."""
+    decoder = compat.decoder_of(model)
+    layers = compat.default_layers(model.config)
+    modules = compat.attention_modules(decoder)
+    cache_refusal = unsupported_reason(model.config)
+    attention_refusal = _attention_refusal(model, decoder, modules)
+    refusals: dict[str, dict[int, str]] = {"s2o": {}, "innerq": {}}
+    for index, layer in enumerate(layers):
+        special = None if compat.is_full_attention_layer(layer) else _describe(layer)
+        if reason := attention_refusal or special or (None if index in modules else "no attention module was found"):
+            refusals["s2o"][index] = reason
+        if reason := cache_refusal or special:
+            refusals["innerq"][index] = reason
+    return Survey(
+        attention_refusal,
+        [index for index in range(len(layers)) if index not in refusals["s2o"]],
+        [index for index in range(len(layers)) if index not in refusals["innerq"]],
+        refusals,
+        len(layers),
+    )
+
+
+def _attention_refusal(model: PreTrainedModel, decoder: nn.Module, modules: dict[int, nn.Module]) -> str | None:
+    config = compat.text_config(model.config)
+    if model.config.is_encoder_decoder:
+        return "it is an encoder-decoder; hf_infeco patches decoders"
+    if not getattr(config, "is_causal", True) or any(not getattr(m, "is_causal", True) for m in modules.values()):
+        return "its attention is not causal"
+    if not compat.can_switch_attention(decoder):
+        return f"{type(decoder).__name__} does not use transformers' attention interface"
+    if getattr(config, "attn_logit_softcapping", None):
+        return f"logit softcapping (attn_logit_softcapping={config.attn_logit_softcapping}) is not implemented"
+    if any(getattr(module, "sinks", None) is not None for module in modules.values()):
+        return "learned attention sinks are not implemented"
+    return None
+
+
+def _describe(layer: Any) -> str:
+    window = getattr(layer, "sliding_window", None)
+    return f"sliding window of {window} tokens" if window else f"special cache layer {type(layer).__name__}"
+
+
+# ---------------------------------------------------------------- reports
+
+
+def build_report(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> PatchReport:
+    """The report of what `config` gives on this model. Reads densities off a patched model's plans."""
+    before, after = _kv_bytes_per_token(model, config, found)
+    names = ("hf_infeco", "transformers", "torch")
+    return PatchReport(
+        model=type(model).__name__,
+        areas=[*_s2o_lines(config, found), *_innerq_lines(config, found)],
+        kv_bytes_per_token_before=before,
+        kv_bytes_per_token_after=after,
+        s2o=_density(model) if config.s2o is not None else None,
+        versions={name: version(name) for name in names},
+    )
+
+
+def _s2o_lines(config: InfecoConfig, found: Survey) -> list[AreaReport]:
+    if config.s2o is None:
+        return [_off("s2o", found)]
+    detail = f"sparse prefill from {config.s2o.crossover} tokens on, tau={config.s2o.tau:g}; dense below"
+    lines = [AreaReport("s2o", "enabled", layer_pattern(found.sparse_layers), detail, "reference")]
+    return lines[: len(found.sparse_layers)] + _refused_lines("s2o", found)
+
+
+def _innerq_lines(config: InfecoConfig, found: Survey) -> list[AreaReport]:
+    if config.innerq is None:
+        return [_off("innerq", found)]
+    detail = f"{config.innerq.bits_per_number:g} bits per number"
+    lines = [
+        AreaReport("innerq", "enabled", layer_pattern(found.packed_layers), detail + ", attended packed", "reference")
+    ]
+    if found.attention_refusal:
+        # Storage works under any attention; only the gain in speed needs ours.
+        detail += f", dequantized at each step because {found.attention_refusal}"
+        lines = [AreaReport("innerq", "fallback", layer_pattern(found.packed_layers), detail, "reference")]
+    return lines[: len(found.packed_layers)] + _refused_lines("innerq", found)
+
+
+def _off(area: str, found: Survey) -> AreaReport:
+    return AreaReport(area, "off", layer_pattern(list(range(found.num_layers))), "switched off in the config")
+
+
+def _refused_lines(area: str, found: Survey) -> list[AreaReport]:
+    by_reason = defaultdict(list)
+    for index, reason in found.refusals[area].items():
+        by_reason[reason].append(index)
+    return [AreaReport(area, "unsupported", layer_pattern(at), reason) for reason, at in by_reason.items()]
+
+
+def _kv_bytes_per_token(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> tuple[float, float]:
+    text = compat.text_config(model.config)
+    growing = [
+        i for i, layer in enumerate(compat.default_layers(model.config)) if compat.is_full_attention_layer(layer)
+    ]
+    kv_heads, key_dim, value_dim = compat.key_value_dims(text)
+    plain = kv_heads * (key_dim + value_dim) * model.dtype.itemsize
+    packed = plain
+    if config.innerq is not None:
+        packed = kv_heads * (key_dim + value_dim) * config.innerq.bits_per_number / 8
+    return plain * len(growing), sum(packed if index in found.packed_layers else plain for index in growing)
+
+
+def _density(model: PreTrainedModel) -> S2OReport:
+    modules = compat.attention_modules(compat.decoder_of(model)).values()
+    plans: list[LayerPlan] = [vars(module)[PLAN_ATTRIBUTE] for module in modules if PLAN_ATTRIBUTE in vars(module)]
+    sparse = [plan for plan in plans if plan.s2o is not None]
+    return S2OReport(sum(plan.visited_pairs for plan in sparse), sum(plan.causal_pairs for plan in sparse))
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The causal LM of a config without its weights: modules to look at, on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

@@ -1,0 +1,329 @@
+"""
+InnerQ in readable torch: quantize along the dimension that a decode step sums over, and attend on the packed groups.
+
+Source: InnerQ (arXiv 2602.23200). Keys: a group is `GROUP` consecutive channels of one token, because q.K^T sums over
+channels. Values: a group is `GROUP` consecutive tokens of one channel, because p.V sums over tokens. Either way a
+group costs one integer dot product and one multiplication by its scale.
+
+Shapes: B batch, H query heads, Hkv key-value heads, r = H / Hkv, N stored slots (tokens, a multiple of GROUP),
+T = N / GROUP tiles, D key head dim, Dv value head dim, G = D / GROUP.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+GROUP = 32  # numbers that share a scale; also the tokens that are packed at a time
+SCALE_DTYPE = torch.float16
+CHUNK_TILES = 64  # tiles unpacked at a time, so that no step holds more than 2048 tokens in full precision
+
+
+class Packed(NamedTuple):
+    """
+    Groups of `GROUP` numbers, packed.
+
+    Attributes:
+        words (`torch.Tensor` of int32, `[..., bits]`): the codes of a group, see `pack_codes`.
+        scale (`torch.Tensor` of float16, `[...]`): step between two codes. A set sign bit marks an asymmetric group.
+        zero (`torch.Tensor` of float16, `[...]`, *optional*): value of code 0 in asymmetric groups; hybrid mode only.
+    """
+
+    words: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor | None
+
+    @property
+    def bits(self) -> int:
+        return self.words.shape[-1]
+
+
+@dataclass(frozen=True)
+class PackedKV:
+    """
+    The quantized tokens of one cache layer.
+
+    Attributes:
+        key (`Packed`): words `[B, Hkv, N, G, bits]`, scale `[B, Hkv, N, G]`; holds k / key_norm.
+        value (`Packed`): words `[B, Hkv, T, Dv, bits]`, scale `[B, Hkv, T, Dv]`.
+        key_norm (`torch.Tensor` of float32, `[B, Hkv, 1, D]`, *optional*): per-channel norm of the keys.
+        alive (`torch.Tensor` of bool, `[N]`, *optional*): slots that still hold a token; None means all of them.
+    """
+
+    key: Packed
+    value: Packed
+    key_norm: torch.Tensor | None
+    alive: torch.Tensor | None
+
+    @property
+    def num_slots(self) -> int:
+        return self.key.words.shape[2]
+
+
+# ---------------------------------------------------------------- codes <-> words
+
+
+def _planes(bits: int) -> list[tuple[int, int, int]]:
+    """How `bits` are cut into planes of 2 and 1 bits: (first bit of the code, bits in the plane, first word)."""
+    planes = [(2 * i, 2, 2 * i) for i in range(bits // 2)]
+    return planes + [(bits - 1, 1, bits - 1)] if bits % 2 else planes
+
+
+def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """
+    Packs `codes [..., 32]` (integers in `[0, 2**bits)`) into int32 words `[..., bits]`.
+
+    A 3-bit code is split into a 2-bit plane (two words) and a 1-bit plane (one word): no code crosses a word, so that
+    unpacking is a shift and a mask.
+    """
+    words = []
+    for low, width, _ in _planes(bits):
+        per_word = 32 // width
+        plane = (codes.to(torch.int64) >> low) & (2**width - 1)
+        plane = plane.unflatten(-1, (GROUP // per_word, per_word))  # [..., words of the plane, codes per word]
+        words.append((plane << (width * torch.arange(per_word, device=codes.device))).sum(-1))
+    # The 64-bit sum carries bit 31 as 2**31; narrowing keeps the low 32 bits.
+    return torch.cat(words, -1).to(torch.int32)
+
+
+def unpack_codes(words: torch.Tensor) -> torch.Tensor:
+    """Inverse of `pack_codes`: int32 words `[..., bits]` to uint8 codes `[..., 32]`."""
+    codes = torch.zeros(*words.shape[:-1], GROUP, dtype=torch.uint8, device=words.device)
+    for low, width, first in _planes(words.shape[-1]):
+        per_word = 32 // width
+        plane = words[..., first : first + GROUP // per_word, None]
+        plane = (plane >> (width * torch.arange(per_word, device=words.device, dtype=torch.int32))) & (2**width - 1)
+        codes |= (plane.flatten(-2) << low).to(torch.uint8)
+    return codes
+
+
+# ---------------------------------------------------------------- numbers <-> codes
+
+
+def quantize_groups(groups: torch.Tensor, bits: int, hybrid: bool = False) -> Packed:
+    """
+    Quantizes `groups [..., 32]` (any float dtype) to `bits` per number.
+
+    Symmetric: L = 2**(bits-1) - 1 levels on each side of zero, scale = max|x| / L. With `hybrid`, every group takes
+    the asymmetric form (2**bits levels from min to max) where that has the smaller L1 error. Groups of equal numbers,
+    zeros included, come back as they went in, up to float16.
+    """
+    groups = groups.float()
+    codes, scale = _symmetric(groups, bits)
+    if not hybrid:
+        return Packed(pack_codes(codes, bits), scale, None)
+
+    asym_codes, asym_scale, zero = _asymmetric(groups, bits)
+    levels = 2 ** (bits - 1) - 1
+    error = (groups - (codes - levels) * scale[..., None].float()).abs().sum(-1)
+    asym_error = (groups - asym_codes * asym_scale[..., None].float() - zero[..., None].float()).abs().sum(-1)
+    use_asym = asym_error < error
+    codes = torch.where(use_asym[..., None], asym_codes, codes)
+    # The mode travels in the sign bit: -0.0 is a valid asymmetric scale, and torch.signbit sees it.
+    scale = torch.where(use_asym, -asym_scale, scale)
+    return Packed(pack_codes(codes, bits), scale, torch.where(use_asym, zero, torch.zeros_like(zero)))
+
+
+def _symmetric(groups: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    levels = 2 ** (bits - 1) - 1
+    scale = _to_scale(groups.abs().amax(-1) / levels)
+    codes = _divide(groups, scale).round().clamp(-levels, levels) + levels
+    return codes, scale
+
+
+def _asymmetric(groups: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    steps = 2**bits - 1
+    low, high = groups.aminmax(dim=-1)
+    zero = low.clamp(*_float16_range()).to(SCALE_DTYPE)
+    scale = _to_scale((high - zero.float()) / steps)
+    codes = _divide(groups - zero[..., None].float(), scale).round().clamp(0, steps)
+    return codes, scale, zero
+
+
+def _to_scale(scale: torch.Tensor) -> torch.Tensor:
+    return scale.clamp(0, _float16_range()[1]).to(SCALE_DTYPE)
+
+
+def _float16_range() -> tuple[float, float]:
+    limits = torch.finfo(SCALE_DTYPE)
+    return limits.min, limits.max
+
+
+def _divide(groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """groups / scale, with 0 where the scale is 0 (a group of zeros, or smaller than float16 can say)."""
+    scale = scale[..., None].float()
+    return torch.where(scale > 0, groups / scale.where(scale > 0, 1), 0)
+
+
+def dequantize_groups(packed: Packed) -> torch.Tensor:
+    """Inverse of `quantize_groups`, float32 `[..., 32]`."""
+    codes, offset, scale = _decode(packed)
+    return codes * scale[..., None] + offset[..., None]
+
+
+def _decode(packed: Packed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Every group as codes * scale + offset: float32 codes `[..., 32]`, offset `[...]`, scale `[...]`."""
+    scale = packed.scale.float().abs()
+    offset = -(2 ** (packed.bits - 1) - 1) * scale
+    if packed.zero is not None:
+        offset = torch.where(packed.scale.signbit(), packed.zero.float(), offset)
+    return unpack_codes(packed.words).float(), offset, scale
+
+
+# ---------------------------------------------------------------- keys and values
+
+
+def quantize_keys(key: torch.Tensor, bits: int, key_norm: torch.Tensor | None = None) -> Packed:
+    """`key [B, Hkv, N, D]` in groups of channels; `key_norm [B, Hkv, 1, D]` divides it first."""
+    key = key.float() if key_norm is None else key.float() / key_norm
+    return quantize_groups(key.unflatten(-1, (-1, GROUP)), bits)
+
+
+def quantize_values(value: torch.Tensor, bits: int, hybrid: bool = False) -> Packed:
+    """`value [B, Hkv, N, Dv]` in groups of tokens; N is a multiple of `GROUP`."""
+    tiles = value.unflatten(2, (-1, GROUP)).transpose(-1, -2)  # [B, Hkv, T, Dv, 32]
+    return quantize_groups(tiles, bits, hybrid)
+
+
+def channel_norm(key: torch.Tensor) -> torch.Tensor:
+    """
+    Norm of each key channel over `key [B, Hkv, N, D]`: n_c = sqrt(max over tokens of |k_c|), float32 `[B, Hkv, 1, D]`.
+
+    Storing k / n and asking with q * n evens out the channels that share a scale. The clamp keeps a channel that was
+    silent so far from dividing by zero.
+    """
+    return key.float().abs().amax(2, keepdim=True).sqrt().clamp(min=1e-3)
+
+
+def dequantize(packed: PackedKV) -> tuple[torch.Tensor, torch.Tensor]:
+    """All living tokens in float32: key `[B, Hkv, tokens, D]`, value `[B, Hkv, tokens, Dv]`."""
+    key = dequantize_groups(packed.key).flatten(-2)  # [B, Hkv, N, D]
+    value = dequantize_groups(packed.value).transpose(-1, -2).flatten(2, 3)  # [B, Hkv, N, Dv]
+    if packed.key_norm is not None:
+        key = key * packed.key_norm
+    if packed.alive is not None:
+        key, value = key[:, :, packed.alive], value[:, :, packed.alive]
+    return key, value
+
+
+# ---------------------------------------------------------------- attention on the packed groups
+
+
+class Partial(NamedTuple):
+    """
+    Attention over some of the keys, before normalization: max `m`, sum `l` `[B, Hkv, M, 1]`, `acc [B, Hkv, M, Dv]`.
+    """
+
+    m: torch.Tensor
+    l: torch.Tensor
+    acc: torch.Tensor
+
+
+def packed_attention(
+    query: torch.Tensor,
+    packed: PackedKV,
+    exact: list[tuple[torch.Tensor, torch.Tensor]],
+    *,
+    scale: float,
+    key_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Attention of `query [B, H, q_len, D]` over exact and packed keys in one softmax.
+
+    The keys' order is: the first exact piece (sinks), the packed tokens, the second exact piece (recent tokens, whose
+    last `q_len` are the queries' own, hence causal among themselves).
+
+    Args:
+        packed (`PackedKV`): the quantized tokens.
+        exact (`list` of two `(key [B, Hkv, n, D], value [B, Hkv, n, Dv])`): sinks and recent tokens, in full
+        precision. scale (`float`): factor on q.k.
+        key_mask (`torch.Tensor` of bool `[B, tokens]`, *optional*): False hides a key (padding).
+
+    Returns:
+        `torch.Tensor`: `[B, H, q_len, Dv]` in the query's dtype. Rows that see no key at all are 0.
+    """
+    batch, heads, q_len, _ = query.shape
+    kv_heads = packed.key.words.shape[1]
+    rows = (query.float() * scale).reshape(batch, kv_heads, heads // kv_heads * q_len, -1)  # [B, Hkv, r * q_len, D]
+
+    (sink_key, sink_value), (recent_key, recent_value) = exact
+    num_sinks, num_recent = sink_key.shape[2], recent_key.shape[2]
+    sink_mask = packed_mask = recent_mask = None
+    if key_mask is not None:
+        key_mask = key_mask[:, None, None, :]
+        num_packed = key_mask.shape[-1] - num_sinks - num_recent
+        sink_mask, packed_mask, recent_mask = key_mask.split([num_sinks, num_packed, num_recent], -1)
+    if q_len > 1:
+        causal = torch.ones(q_len, num_recent, dtype=torch.bool, device=query.device).tril(num_recent - q_len)
+        causal = causal.repeat(heads // kv_heads, 1)  # rows are (query head of the group, position)
+        recent_mask = causal if recent_mask is None else causal & recent_mask
+
+    parts = [_attend_exact(rows, sink_key, sink_value, sink_mask)] if num_sinks else []
+    parts += _attend_packed(rows, packed, _to_slots(packed, packed_mask))
+    parts.append(_attend_exact(rows, recent_key, recent_value, recent_mask))
+    total = _merge(parts)
+    out = total.acc / total.l.where(total.l > 0, 1)
+    return out.reshape(batch, heads, q_len, -1).to(query.dtype)
+
+
+def _to_slots(packed: PackedKV, mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Spreads a mask over living tokens `[B, 1, 1, tokens]` to all slots `[B, 1, 1, N]`, dead ones False."""
+    if packed.alive is None or mask is None:
+        return mask if packed.alive is None else packed.alive[None, None, None, :]
+    slots = mask.new_zeros(*mask.shape[:-1], packed.num_slots)
+    slots[..., packed.alive] = mask
+    return slots
+
+
+def _attend_packed(rows: torch.Tensor, packed: PackedKV, mask: torch.Tensor | None) -> list[Partial]:
+    """`rows [B, Hkv, M, D]` against the packed tokens, `CHUNK_TILES` tiles at a time."""
+    if packed.key_norm is not None:
+        rows = rows * packed.key_norm  # q * n asks the stored k / n
+    rows = rows.unflatten(-1, (-1, GROUP))  # [B, Hkv, M, G, 32]
+    row_sums = rows.sum(-1)
+    parts = []
+    for tile in range(0, packed.num_slots // GROUP, CHUNK_TILES):
+        tiles = slice(tile, tile + CHUNK_TILES)
+        slots = slice(tile * GROUP, (tile + CHUNK_TILES) * GROUP)
+        key, value = _slice(packed.key, slots), _slice(packed.value, tiles)
+
+        codes, offset, step = _decode(key)  # [B, Hkv, n, G, 32], [B, Hkv, n, G]
+        dots = torch.einsum("bhmgc,bhngc->bhmng", rows, codes)
+        scores = (dots * step[:, :, None]).sum(-1) + torch.einsum("bhmg,bhng->bhmn", row_sums, offset)
+        m, l, weights = _softmax_parts(scores, None if mask is None else mask[..., slots])
+
+        codes, offset, step = _decode(value)  # [B, Hkv, t, Dv, 32], [B, Hkv, t, Dv]
+        weights = weights.unflatten(-1, (-1, GROUP))  # [B, Hkv, M, t, 32]
+        sums = torch.einsum("bhmtc,bhtdc->bhmtd", weights, codes)
+        acc = (sums * step[:, :, None]).sum(3) + torch.einsum("bhmt,bhtd->bhmd", weights.sum(-1), offset)
+        parts.append(Partial(m, l, acc))
+    return parts
+
+
+def _attend_exact(rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> Partial:
+    m, l, weights = _softmax_parts(rows @ key.float().transpose(-1, -2), mask)
+    return Partial(m, l, weights @ value.float())
+
+
+def _softmax_parts(scores: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Row maximum, sum and unnormalized weights of `scores [B, Hkv, M, n]`; rows with no key left have sum 0."""
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    m = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    weights = (scores - m).exp()
+    return m, weights.sum(-1, keepdim=True), weights
+
+
+def _merge(parts: list[Partial]) -> Partial:
+    """Joins partial softmaxes over disjoint keys (log-sum-exp merge)."""
+    m = torch.stack([part.m for part in parts]).amax(0)
+    factors = [(part.m - m).exp() for part in parts]
+    total = sum(part.l * factor for part, factor in zip(parts, factors, strict=True))
+    acc = sum(part.acc * factor for part, factor in zip(parts, factors, strict=True))
+    return Partial(m, total, acc)
+
+
+def _slice(packed: Packed, where: slice) -> Packed:
+    """Takes slots or tiles out of axis 2."""
+    zero = None if packed.zero is None else packed.zero[:, :, where]
+    return Packed(packed.words[:, :, where], packed.scale[:, :, where], zero)
