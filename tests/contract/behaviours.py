@@ -1,0 +1,92 @@
+"""What users do with `generate`, each as a function from a model to `(sequences, logits)`."""
+
+import torch
+from transformers import PreTrainedModel
+
+from .families import PAD, prompt
+
+Result = tuple[torch.Tensor, torch.Tensor]
+
+
+def run(model: PreTrainedModel, ids: torch.Tensor, **kwargs) -> Result:
+    """`generate` with 12 new tokens; sequences `[B, length]` and raw logits `[steps, rows, vocab]`."""
+    torch.manual_seed(0)
+    settings = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(ids), **kwargs}
+    out = model.generate(ids, return_dict_in_generate=True, output_logits=True, **settings)
+    return out.sequences, torch.stack(out.logits)
+
+
+def pad_left(ids: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`pad` padding tokens before every row: ids and mask `[B, pad + length]`."""
+    mask = torch.nn.functional.pad(torch.ones_like(ids), (pad, 0))
+    return torch.nn.functional.pad(ids, (pad, 0), value=PAD), mask
+
+
+def greedy(model):
+    return run(model, prompt(2, 60))
+
+
+def sampling(model):
+    return run(model, prompt(2, 60), do_sample=True, top_k=20, temperature=0.8)
+
+
+def beams(model):
+    return run(model, prompt(2, 60), num_beams=3, length_penalty=0.0)
+
+
+def left_padding(model):
+    ids = prompt(2, 60)
+    mask = torch.ones_like(ids)
+    mask[1, :23] = 0
+    return run(model, ids.masked_fill(mask == 0, PAD), attention_mask=mask)
+
+
+def chunked_prefill(model):
+    return run(model, prompt(1, 60), prefill_chunk_size=17)
+
+
+def two_turns(model):
+    """A second question on the cache that the first answer left."""
+    first = model.generate(prompt(1, 50), max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
+    ids = torch.cat([first.sequences, prompt(1, 9, seed=3)], dim=1)
+    return run(model, ids, past_key_values=first.past_key_values)
+
+
+def one_token(model):
+    return run(model, prompt(1, 1), max_new_tokens=48)
+
+
+def window_edges(model):
+    """Lengths around the packing of the first tile: 4 sinks + 8 recent + 32."""
+    results = [run(model, prompt(1, length), max_new_tokens=3) for length in (2, 43, 44, 45)]
+    return torch.cat([sequences[:, -3:] for sequences, _ in results]), torch.cat([logits for _, logits in results])
+
+
+def bare_forward(model):
+    """No generate: `model(ids)` makes its cache itself, and a second call goes on with it."""
+    ids = prompt(2, 66)
+    with torch.no_grad():
+        first = model(ids[:, :61], use_cache=True)
+        second = model(ids[:, 61:], past_key_values=first.past_key_values, use_cache=True)
+    return ids, torch.cat([first.logits, second.logits], dim=1)
+
+
+def no_cache(model):
+    return run(model, prompt(2, 40), use_cache=False, max_new_tokens=3)
+
+
+BEHAVIOURS = {
+    function.__name__: function
+    for function in (
+        greedy,
+        sampling,
+        beams,
+        left_padding,
+        chunked_prefill,
+        two_turns,
+        one_token,
+        window_edges,
+        bare_forward,
+        no_cache,
+    )
+}

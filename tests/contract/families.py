@@ -1,0 +1,138 @@
+"""Tiny random models of the families that hf_infeco promises to serve, and what it promises on each."""
+
+import os
+from dataclasses import dataclass
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+VOCAB, PAD = 101, 0
+DEVICE = os.environ.get("HF_INFECO_TEST_DEVICE", "cpu")  # `make gpu` runs the suite on CUDA
+
+TINY = dict(
+    vocab_size=VOCAB,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    max_position_embeddings=512,
+    initializer_range=0.15,  # wide enough that logits differ and greedy choices mean something
+    tie_word_embeddings=False,  # tied random embeddings make a model repeat its last token
+    pad_token_id=PAD,
+    bos_token_id=1,
+    eos_token_id=None,
+)
+EXPERTS = dict(num_experts_per_tok=2, moe_intermediate_size=48)
+WINDOW = 16
+
+
+@dataclass(frozen=True)
+class Family:
+    """
+    Attributes:
+        config (`str`): config class; the causal LM is the one that transformers maps to it.
+        changes (`dict`): fields that differ from `TINY`; a value of None drops the field.
+        s2o, innerq (`set[str]`): promised statuses of the report's lines.
+    """
+
+    config: str
+    changes: dict
+    s2o: frozenset[str] = frozenset({"enabled"})
+    innerq: frozenset[str] = frozenset({"enabled"})
+
+
+def promise(*statuses: str) -> frozenset[str]:
+    return frozenset(statuses)
+
+
+MIXED = promise("enabled", "unsupported")  # full-attention layers gain, sliding ones stay
+NOTHING = promise("unsupported")
+
+FAMILIES = {
+    "llama": Family("LlamaConfig", {}),
+    "mistral": Family("MistralConfig", dict(sliding_window=WINDOW), s2o=NOTHING, innerq=NOTHING),
+    "mistral_full": Family("MistralConfig", dict(sliding_window=None)),
+    "qwen2": Family("Qwen2Config", {}),
+    "qwen3": Family("Qwen3Config", {}),
+    "qwen3_moe": Family("Qwen3MoeConfig", dict(num_experts=4, **EXPERTS)),
+    "mixtral": Family("MixtralConfig", dict(num_local_experts=4, num_experts_per_tok=2)),
+    "gemma2": Family(
+        "Gemma2Config",
+        dict(sliding_window=WINDOW, query_pre_attn_scalar=32, attn_logit_softcapping=20.0),
+        s2o=NOTHING,
+        innerq=promise("fallback", "unsupported"),
+    ),
+    "gemma3": Family(
+        "Gemma3TextConfig",
+        dict(
+            sliding_window=WINDOW,
+            query_pre_attn_scalar=32,
+            num_hidden_layers=3,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        ),
+        s2o=MIXED,
+        innerq=MIXED,
+    ),
+    "phi3": Family("Phi3Config", dict(head_dim=None, hidden_size=128)),
+    "smollm3": Family("SmolLM3Config", {}),
+    "olmo2": Family("Olmo2Config", dict(head_dim=None, hidden_size=128)),
+    "granite": Family("GraniteConfig", dict(head_dim=None, hidden_size=128, attention_multiplier=0.2)),
+    "gpt_oss": Family(
+        "GptOssConfig",
+        dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW),
+        s2o=NOTHING,
+        innerq=promise("fallback", "unsupported"),
+    ),
+    "deepseek_v3": Family(
+        "DeepseekV3Config",
+        dict(
+            head_dim=None,
+            num_key_value_heads=4,
+            n_routed_experts=4,
+            n_group=1,
+            topk_group=1,
+            first_k_dense_replace=1,
+            kv_lora_rank=32,
+            q_lora_rank=32,
+            qk_nope_head_dim=32,
+            qk_rope_head_dim=32,
+            v_head_dim=48,
+            **EXPERTS,
+        ),
+        innerq=NOTHING,
+    ),
+    "gpt_neox": Family(
+        "GPTNeoXConfig", dict(head_dim=None, hidden_size=128, num_key_value_heads=None), innerq=promise("enabled")
+    ),
+}
+
+
+def skip_if_unbuildable(name: str) -> None:
+    """Skips where the installed transformers cannot even make this family's config, with its own words."""
+    try:
+        getattr(transformers, FAMILIES[name].config)()
+    except Exception as error:
+        pytest.skip(f"transformers {transformers.__version__} cannot build {name}: {error}")
+
+
+def build(name: str, seed: int = 0) -> PreTrainedModel:
+    """The family's tiny model with random weights, float32, eval mode; the same for the same seed."""
+    skip_if_unbuildable(name)
+    family = FAMILIES[name]
+    fields = {key: value for key, value in {**TINY, **family.changes}.items() if value is not None or key not in TINY}
+    fields["eos_token_id"] = None
+    config = getattr(transformers, family.config)(**fields)
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().to(DEVICE)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    return model
+
+
+def prompt(batch: int, length: int, seed: int = 1) -> torch.Tensor:
+    """Token ids `[batch, length]` without padding tokens."""
+    return torch.randint(2, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed)).to(DEVICE)

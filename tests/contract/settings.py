@@ -1,0 +1,30 @@
+"""
+The methods under contract. A new method adds one entry here, and every test of this folder covers it.
+
+`exact` is the setting under which a method must not change a token; `lossy` makes it work hard on prompts of 60
+tokens.
+"""
+
+from hf_infeco import InfecoConfig, InnerQConfig, S2OConfig
+
+EXACT_S2O = S2OConfig(tau=0.0, crossover=1)
+LOSSY_S2O = S2OConfig(tau=0.02, segment=16, granule=4, chunk=8, patience=1, sink=4, local=8, crossover=1)
+EXACT_INNERQ = InnerQConfig(recent=100_000)
+
+
+def lossy_innerq(**changes) -> InnerQConfig:
+    return InnerQConfig(**{"sink": 4, "recent": 8, **changes})
+
+
+EXACT = {
+    "s2o": InfecoConfig(s2o=EXACT_S2O, innerq=None),
+    "innerq": InfecoConfig(s2o=None, innerq=EXACT_INNERQ),
+    "all": InfecoConfig(s2o=EXACT_S2O, innerq=EXACT_INNERQ),
+}
+LOSSY = {
+    "s2o": InfecoConfig(s2o=LOSSY_S2O, innerq=None),
+    "innerq-base": InfecoConfig(s2o=None, innerq=lossy_innerq()),
+    "innerq-small": InfecoConfig(s2o=None, innerq=lossy_innerq(value_bits=2)),
+    "innerq-hybrid": InfecoConfig(s2o=None, innerq=lossy_innerq(value_bits=2, hybrid_values=True)),
+    "all": InfecoConfig(s2o=LOSSY_S2O, innerq=lossy_innerq()),
+}

@@ -1,0 +1,136 @@
+"""The promises of patch, unpatch, patched, report and explain, apart from what they do to the tokens."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+
+import hf_infeco
+from hf_infeco import InfecoConfig, InnerQConfig, S2OConfig
+
+from .families import FAMILIES, build, prompt
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gets_what_the_list_promises_and_a_reason_for_the_rest(family):
+    model = build(family)
+    report = hf_infeco.report(hf_infeco.patch(model))
+    assert report.status("s2o") == FAMILIES[family].s2o
+    assert report.status("innerq") == FAMILIES[family].innerq
+    for entry in report.areas:
+        assert entry.detail and entry.layers != "-"
+    assert report.areas == hf_infeco.explain(build(family)).areas
+    assert report.areas == hf_infeco.explain(model.config).areas
+    json.dumps(report.to_dict())
+
+
+def test_the_report_reads_as_a_table():
+    text = str(hf_infeco.explain(build("gemma3")))
+    assert "sliding window of 16 tokens" in text
+    assert "0-1" in text and "bytes per token" in text
+
+
+def test_kv_bytes_count_the_layers_that_grow():
+    report = hf_infeco.explain(build("gemma3"))
+    assert report.kv_bytes_per_token_before == 1 * 2 * 2 * 32 * 4
+    assert report.kv_bytes_per_token_after == 1 * 2 * 2 * 32 * 3.5 / 8
+
+
+def test_patching_twice_is_patching_once_and_the_last_settings_win():
+    model = hf_infeco.patch(build("llama"))
+    assert hf_infeco.patch(model, innerq="small") is model
+    assert len(model.model._forward_pre_hooks) == 1
+    assert "3 bits per number" in str(hf_infeco.report(model))
+    hf_infeco.unpatch(model)
+    assert not model.model._forward_pre_hooks
+    assert not [name for module in model.modules() for name in vars(module) if "infeco" in name]
+
+
+def test_unpatching_an_unpatched_model_is_harmless():
+    model = build("llama")
+    assert hf_infeco.unpatch(model) is model
+    assert hf_infeco.report(model).status("s2o") == {"off"}
+
+
+def test_patched_restores_on_an_exception_and_nests():
+    model = build("llama")
+    with pytest.raises(KeyError), hf_infeco.patched(model):
+        raise KeyError
+    assert hf_infeco.report(model).status("s2o") == {"off"}
+    hf_infeco.patch(model, s2o=False)
+    with hf_infeco.patched(model, innerq=False):
+        assert hf_infeco.report(model).status("innerq") == {"off"}
+    assert hf_infeco.report(model).status("innerq") == {"enabled"}
+    assert hf_infeco.report(model).status("s2o") == {"off"}
+
+
+def test_keyword_shortcuts_win_over_the_config():
+    model = hf_infeco.patch(build("llama"), InfecoConfig(s2o=S2OConfig(tau=0.5)), s2o={"tau": 0.25}, innerq=None)
+    report = hf_infeco.report(model)
+    assert "tau=0.25" in str(report) and report.status("innerq") == {"off"}
+
+
+@pytest.mark.parametrize("wrong", [torch.nn.Linear(2, 2), "gpt2", None])
+def test_patching_what_is_no_transformers_model_says_so(wrong):
+    with pytest.raises(TypeError, match="PreTrainedModel"):
+        hf_infeco.patch(wrong)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"config": {"s2o": None}}, TypeError, "InfecoConfig"),
+        ({"kivi": True}, ValueError, "kivi.*innerq"),
+        ({"innerq": "huge"}, ValueError, "huge.*small"),
+        ({"innerq": 3}, ValueError, "InnerQConfig"),
+        ({"s2o": {"tau": 2.0}}, ValueError, "tau=2.0"),
+    ],
+)
+def test_a_wrong_setting_is_refused_and_changes_nothing(arguments, error, message):
+    model = hf_infeco.patch(build("llama"), innerq="small")
+    before = hf_infeco.report(model)
+    with pytest.raises(error, match=message):
+        hf_infeco.patch(model, **arguments)
+    assert hf_infeco.report(model) == before
+
+
+def test_an_encoder_decoder_is_left_alone_with_a_reason():
+    config = T5Config(vocab_size=50, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    model = T5ForConditionalGeneration(config).eval()
+    report = hf_infeco.report(hf_infeco.patch(model))
+    assert report.status("s2o") == report.status("innerq") == {"unsupported"}
+    assert "encoder-decoder" in str(report)
+    assert model.generate(torch.ones(1, 4, dtype=torch.long), max_new_tokens=3).shape[0] == 1
+
+
+def test_an_argument_that_nobody_implements_is_refused_aloud():
+    model = hf_infeco.patch(build("llama"))
+    with pytest.raises(ValueError, match="softcap"):
+        model(prompt(1, 8), softcap=30.0)
+
+
+def test_saving_a_patched_model_saves_the_original(tmp_path):
+    model = hf_infeco.patch(build("llama"))
+    model.save_pretrained(tmp_path)
+    assert "infeco" not in (tmp_path / "config.json").read_text()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert hf_infeco.report(again).status("s2o") == {"off"}
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_gradients_reach_the_weights_of_a_patched_model():
+    model, reference = hf_infeco.patch(build("llama"), s2o=S2OConfig(tau=0.3, crossover=1)), build("llama")
+    ids = prompt(2, 60)
+    for each in (model, reference):
+        each.train()
+        each(ids, labels=ids).loss.backward()
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_innerq_config_is_used_by_the_bare_forward():
+    model = hf_infeco.patch(build("llama"), innerq=InnerQConfig(sink=2, recent=4))
+    with torch.no_grad():
+        cache = model(prompt(1, 50)).past_key_values
+    assert type(cache) is hf_infeco.InnerQCache and cache.innerq.sink == 2

@@ -1,0 +1,124 @@
+"""InnerQ's formulas: codes survive packing, errors stay within half a step, packed attention is attention."""
+
+import pytest
+import torch
+
+from hf_infeco.kernels.innerq import reference
+from hf_infeco.kernels.innerq.reference import GROUP, PackedKV
+
+
+def random_groups(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, GROUP, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5])
+def test_codes_survive_packing_and_fill_no_more_words_than_bits(bits):
+    codes = torch.randint(0, 2**bits, (3, 5, GROUP), generator=torch.Generator().manual_seed(bits))
+    words = reference.pack_codes(codes, bits)
+    assert words.dtype == torch.int32 and words.shape == (3, 5, bits)
+    assert torch.equal(reference.unpack_codes(words).long(), codes)
+
+
+def test_all_ones_survive_the_sign_bit_of_a_word():
+    codes = torch.full((1, GROUP), 7)
+    assert torch.equal(reference.unpack_codes(reference.pack_codes(codes, 3)).long(), codes)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_symmetric_error_is_at_most_half_a_step(bits):
+    groups = random_groups(7, 9)
+    packed = reference.quantize_groups(groups, bits)
+    error = (reference.dequantize_groups(packed) - groups).abs()
+    # float16 scales are off by up to 2**-11, which the largest code multiplies.
+    limit = packed.scale.float()[..., None] * 0.5 + groups.abs() * 2**-10
+    assert (error <= limit).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.5, -3.0, 1e-9, 6e4])
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_groups_of_equal_numbers_come_back(value, hybrid):
+    groups = torch.full((2, GROUP), value)
+    back = reference.dequantize_groups(reference.quantize_groups(groups, 3, hybrid))
+    torch.testing.assert_close(back, groups, rtol=1e-3, atol=1e-6)
+
+
+def test_numbers_beyond_float16_saturate_instead_of_becoming_infinite():
+    back = reference.dequantize_groups(reference.quantize_groups(torch.full((1, GROUP), 1e6), 3, hybrid=True))
+    assert torch.isfinite(back).all()
+
+
+def test_hybrid_is_never_worse_than_symmetric_and_uses_both_forms():
+    ternary = random_groups(50).sign() * (random_groups(50, seed=1) > 0)  # what the symmetric form holds exactly
+    groups = torch.cat([ternary, random_groups(50, seed=2) * 0.1 + 3])
+    symmetric = reference.quantize_groups(groups, 2)
+    hybrid = reference.quantize_groups(groups, 2, hybrid=True)
+
+    def error(packed):
+        return (reference.dequantize_groups(packed) - groups).abs().sum(-1)
+
+    assert (error(hybrid) <= error(symmetric) + 1e-5).all()
+    is_asymmetric = hybrid.scale.signbit()
+    assert is_asymmetric[50:].all() and not is_asymmetric[:50].any()
+
+
+def test_normalization_keeps_a_silent_channel_finite():
+    key = torch.randn(1, 1, 64, 64)
+    key[..., 3] = 0
+    norm = reference.channel_norm(key)
+    packed = reference.quantize_keys(key, 3, norm)
+    assert torch.isfinite(reference.dequantize_groups(packed)).all()
+
+
+def make_packed(batch, kv_heads, tiles, head_dim, value_dim, *, normalize, hybrid, seed=0) -> PackedKV:
+    generator = torch.Generator().manual_seed(seed)
+    key = torch.randn(batch, kv_heads, tiles * GROUP, head_dim, generator=generator)
+    value = torch.randn(batch, kv_heads, tiles * GROUP, value_dim, generator=generator)
+    norm = reference.channel_norm(key) if normalize else None
+    return PackedKV(
+        reference.quantize_keys(key, 3, norm), reference.quantize_values(value, 2 if hybrid else 3, hybrid), norm, None
+    )
+
+
+def plain_attention(query, key, value, *, scale, key_mask=None):
+    q_len, kv_len = query.shape[2], key.shape[2]
+    mask = torch.ones(q_len, kv_len, dtype=torch.bool).tril(kv_len - q_len)[None, None]
+    if key_mask is not None:
+        mask = mask & key_mask[:, None, None, :]
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scale, enable_gqa=True
+    )
+
+
+@pytest.mark.parametrize("head_dim, value_dim", [(64, 64), (96, 96), (128, 128), (256, 256), (96, 80)])
+@pytest.mark.parametrize("ratio", [1, 2, 4, 8])
+@pytest.mark.parametrize("q_len", [1, 5])
+def test_packed_attention_equals_attention_on_dequantized_tokens(head_dim, value_dim, ratio, q_len):
+    batch, kv_heads, tiles = 2, 2, 3
+    packed = make_packed(batch, kv_heads, tiles, head_dim, value_dim, normalize=True, hybrid=ratio % 4 == 0)
+    generator = torch.Generator().manual_seed(1)
+    sink, recent = (
+        tuple(torch.randn(batch, kv_heads, n, d, generator=generator) for d in (head_dim, value_dim)) for n in (7, 41)
+    )
+    query = torch.randn(batch, kv_heads * ratio, q_len, head_dim, generator=generator)
+    key_mask = torch.ones(batch, 7 + tiles * GROUP + 41, dtype=torch.bool)
+    key_mask[1, :50] = False  # padding that reaches into the packed tokens
+
+    pieces = zip(sink, reference.dequantize(packed), recent, strict=True)
+    key, value = (torch.cat(piece, dim=2) for piece in pieces)
+    expected = plain_attention(query, key, value, scale=0.2, key_mask=key_mask)
+    got = reference.packed_attention(query, packed, [sink, recent], scale=0.2, key_mask=key_mask)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dead_slots_are_not_attended(monkeypatch):
+    monkeypatch.setattr(reference, "CHUNK_TILES", 2)  # several chunks, one of them dead throughout
+    packed = make_packed(1, 1, 5, 64, 64, normalize=False, hybrid=False)
+    alive = torch.ones(5 * GROUP, dtype=torch.bool)
+    alive[20:40] = alive[2 * GROUP : 4 * GROUP] = False
+    packed = PackedKV(packed.key, packed.value, None, alive)
+    key, value = reference.dequantize(packed)
+    assert key.shape[2] == alive.sum()
+    query, empty, own = torch.randn(1, 1, 1, 64), torch.zeros(1, 1, 0, 64), torch.randn(1, 1, 1, 64)
+    got = reference.packed_attention(query, packed, [(empty, empty), (own, own)], scale=0.1)
+    expected = plain_attention(query, torch.cat([key, own], 2), torch.cat([value, own], 2), scale=0.1)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,84 @@
+"""What S2O leaves out, on heads with the patterns of trained ones. The bound is the one docs/s2o.md promises."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hf_infeco import S2OConfig
+from hf_infeco.s2o.attention import causal_attention
+
+from .structured_heads import structured_heads
+
+LENGTH = 8192
+DEFAULT = S2OConfig(crossover=0)
+
+
+@pytest.fixture(scope="module")
+def heads():
+    return structured_heads(LENGTH, num_heads=4, num_kv_heads=1, needles=16)
+
+
+@pytest.fixture(scope="module")
+def exact(heads):
+    return F.scaled_dot_product_attention(heads.query, heads.key, heads.value, is_causal=True, enable_gqa=True)
+
+
+@pytest.fixture(scope="module")
+def default(heads):
+    return causal_attention(heads.query, heads.key, heads.value, DEFAULT)
+
+
+def relative_error(out, exact):
+    return ((out.float() - exact).norm() / exact.norm()).item()
+
+
+def test_defaults_keep_the_error_below_five_percent_at_under_half_the_pairs(default, exact):
+    out, stats = default
+    assert relative_error(out, exact) < 0.05
+    assert stats.density < 0.5
+
+
+def test_every_head_is_good_not_only_the_average(default, exact):
+    assert all(relative_error(default[0][:, h], exact[:, h]) < 0.05 for h in range(exact.shape[1]))
+
+
+def test_a_needle_that_one_row_seeks_is_found(heads, default, exact):
+    for needle in heads.needles:
+        found, wanted = (x[0, needle.head, needle.row] for x in (default[0], exact))
+        assert relative_error(found, wanted) < 0.1, needle
+
+
+def test_bfloat16_inputs_keep_the_bound(heads, exact):
+    query, key, value = (x[:, :1].bfloat16() for x in heads[:3])
+    out, _ = causal_attention(query, key, value, DEFAULT)
+    rounded = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True)
+    assert relative_error(out, rounded) < 0.05
+
+
+def test_smaller_tau_means_smaller_error_and_more_pairs():
+    heads = structured_heads(4096, num_heads=2, num_kv_heads=1, seed=1)
+    exact = F.scaled_dot_product_attention(heads.query, heads.key, heads.value, is_causal=True, enable_gqa=True)
+    runs = [
+        causal_attention(heads.query, heads.key, heads.value, S2OConfig(tau=tau, crossover=0))
+        for tau in (0.1, 0.02, 0.005, 0.001, 0.0)
+    ]
+    errors = [relative_error(out, exact) for out, _ in runs]
+    densities = [stats.density for _, stats in runs]
+    assert errors == sorted(errors, reverse=True)
+    assert densities == sorted(densities)
+    assert errors[-1] < 1e-5 and densities[-1] == 1
+
+
+def test_gaussian_noise_has_nothing_to_skip():
+    """The stop rule notices diffuse attention by itself and visits nearly everything, rather than be wrong."""
+    query, key, value = torch.randn(3, 1, 2, 2048, 64, generator=torch.Generator().manual_seed(0))
+    exact = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    out, stats = causal_attention(query, key, value, DEFAULT)
+    assert stats.density > 0.9
+    assert relative_error(out, exact) < 0.05
+
+
+def test_structured_heads_are_seeded():
+    first, again, other = (structured_heads(256, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first.query, again.query) and first.needles == again.needles
+    assert not torch.equal(first.query, other.query)
