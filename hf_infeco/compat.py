@@ -124,6 +124,8 @@ def replace_generation_cache(model: PreTrainedModel, new_cache: Callable[[PreTra
         new_cache: `new_cache(model, default)` returns the cache to use in place of the empty `default`. A module-level
             function, so that a deepcopy of the model carries it along.
     """
+    if not hasattr(type(model), _PREPARE_CACHE):
+        return  # a base model without a head: it has no generate
     signature = inspect.signature(getattr(type(model), _PREPARE_CACHE))
     if list(signature.parameters)[1:6] != _PREPARE_CACHE_ARGUMENTS and not _takes_anything(signature):
         raise RuntimeError(

@@ -60,9 +60,11 @@ def patch(model: nn.Module, config: InfecoConfig | None = None, **methods: Any) 
     unpatch(model)
     found = survey(inner)
 
-    switches_attention = found.attention_refusal is None and (config.s2o is not None or config.innerq is not None)
+    sparse = config.s2o is not None and bool(found.sparse_layers)
+    packed = config.innerq is not None and bool(found.packed_layers)
+    switches_attention = (sparse or packed) and found.attention_refusal is None
     state = PatchState(config, found, _switch_attention(inner, config, found) if switches_attention else None)
-    if config.innerq is not None and found.packed_layers:
+    if packed:
         compat.replace_generation_cache(inner, _new_cache)
         compat.decoder_of(inner).register_forward_pre_hook(_inject_cache, with_kwargs=True)
         setattr(compat.decoder_of(inner), _CACHE_CONFIG, config.innerq)

@@ -41,8 +41,9 @@ def survey(model: PreTrainedModel) -> Survey:
     decoder = compat.decoder_of(model)
     layers = compat.default_layers(model.config)
     modules = compat.attention_modules(decoder)
-    cache_refusal = unsupported_reason(model.config)
-    attention_refusal = _attention_refusal(model, decoder, modules)
+    model_refusal = _model_refusal(model, modules)
+    cache_refusal = model_refusal or unsupported_reason(model.config)
+    attention_refusal = model_refusal or _attention_refusal(model, decoder, modules)
     refusals: dict[str, dict[int, str]] = {"s2o": {}, "innerq": {}}
     for index, layer in enumerate(layers):
         special = None if compat.is_full_attention_layer(layer) else _describe(layer)
@@ -59,12 +60,19 @@ def survey(model: PreTrainedModel) -> Survey:
     )
 
 
-def _attention_refusal(model: PreTrainedModel, decoder: nn.Module, modules: dict[int, nn.Module]) -> str | None:
-    config = compat.text_config(model.config)
+def _model_refusal(model: PreTrainedModel, modules: dict[int, nn.Module]) -> str | None:
+    """Why nothing here is for this model at all."""
     if model.config.is_encoder_decoder:
-        return "it is an encoder-decoder; hf_infeco patches decoders"
-    if not getattr(config, "is_causal", True) or any(not getattr(m, "is_causal", True) for m in modules.values()):
+        return "it is an encoder-decoder, and hf_infeco patches decoders"
+    is_causal = getattr(compat.text_config(model.config), "is_causal", True)
+    if not is_causal or any(not getattr(module, "is_causal", True) for module in modules.values()):
         return "its attention is not causal"
+    return None
+
+
+def _attention_refusal(model: PreTrainedModel, decoder: nn.Module, modules: dict[int, nn.Module]) -> str | None:
+    """Why the model's attention cannot be replaced by ours."""
+    config = compat.text_config(model.config)
     if not compat.can_switch_attention(decoder):
         return f"{type(decoder).__name__} does not use transformers' attention interface"
     if getattr(config, "attn_logit_softcapping", None):
@@ -134,6 +142,8 @@ def _kv_bytes_per_token(model: PreTrainedModel, config: InfecoConfig, found: Sur
     growing = [
         i for i, layer in enumerate(compat.default_layers(model.config)) if compat.is_full_attention_layer(layer)
     ]
+    if not growing:
+        return 0, 0
     kv_heads, key_dim, value_dim = compat.key_value_dims(text)
     plain = kv_heads * (key_dim + value_dim) * model.dtype.itemsize
     packed = plain

@@ -99,3 +99,16 @@ def test_extra_padding_shifts_the_packing_and_little_else():
     padded, mask = pad_left(ids, 11)
     got = run(model, padded, attention_mask=mask, max_new_tokens=1)[1]
     assert (got - expected).norm() <= 1e-3 * expected.norm()  # one forward: nothing stored is read yet
+
+
+def test_sparse_prefill_of_a_padded_row_is_that_of_the_row_alone():
+    """Each row is ranked and segmented from its own first token on, so padding does not shift its blocks."""
+    model = hf_infeco.patch(build("llama"), LOSSY["s2o"])
+    ids = prompt(1, 60)
+    padded, mask = pad_left(ids, 13)
+    batch = torch.cat([padded, prompt(1, 73, seed=2)])
+    mask = torch.cat([mask, torch.ones_like(mask)])
+    with torch.no_grad():
+        alone = model(ids, use_cache=False).logits[:, -1]
+        together = model(batch, attention_mask=mask, use_cache=False).logits[:1, -1]
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)

@@ -1,10 +1,22 @@
 """The promises of patch, unpatch, patched, report and explain, apart from what they do to the tokens."""
 
 import json
+import re
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MambaConfig,
+    MambaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import hf_infeco
 from hf_infeco import InfecoConfig, InnerQConfig, S2OConfig
@@ -95,13 +107,59 @@ def test_a_wrong_setting_is_refused_and_changes_nothing(arguments, error, messag
     assert hf_infeco.report(model) == before
 
 
-def test_an_encoder_decoder_is_left_alone_with_a_reason():
-    config = T5Config(vocab_size=50, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
-    model = T5ForConditionalGeneration(config).eval()
+def t5():
+    sizes = dict(vocab_size=50, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
+
+
+def bert():
+    sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    return BertModel(BertConfig(**sizes))
+
+
+def mamba():
+    return MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, state_size=4))
+
+
+@pytest.mark.parametrize(
+    "make, reason", [(t5, "encoder-decoder"), (bert, "not causal"), (mamba, "none of its layers")]
+)
+def test_a_model_that_nothing_is_for_is_left_alone_with_a_reason(make, reason):
+    model = make().eval()
+    implementation = model.config._attn_implementation
     report = hf_infeco.report(hf_infeco.patch(model))
     assert report.status("s2o") == report.status("innerq") == {"unsupported"}
-    assert "encoder-decoder" in str(report)
-    assert model.generate(torch.ones(1, 4, dtype=torch.long), max_new_tokens=3).shape[0] == 1
+    assert re.search(reason, str(report))
+    assert model.config._attn_implementation == implementation
+    assert not any("infeco" in name for module in model.modules() for name in vars(module) if name != "_infeco_state")
+
+
+def test_a_base_model_without_a_head_is_patched_too():
+    model = build("llama").model
+    ids = prompt(1, 80)
+    with torch.no_grad():
+        expected = model(ids).last_hidden_state
+        out = hf_infeco.patch(model)(ids)
+    assert type(out.past_key_values) is hf_infeco.InnerQCache
+    torch.testing.assert_close(out.last_hidden_state, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_language_model_of_a_composite_model_is_patched_and_its_vision_tower_is_not():
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    config = LlavaConfig(vision_config=vision, text_config=build("llama").config, image_token_index=100)
+    model = LlavaForConditionalGeneration(config).eval()
+    kwargs = dict(max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
+    expected = model.generate(prompt(1, 60), **kwargs).sequences
+    hf_infeco.patch(model, innerq=InnerQConfig(recent=1000))
+    got = model.generate(prompt(1, 60), **kwargs)
+    assert torch.equal(got.sequences, expected)
+    assert type(got.past_key_values) is hf_infeco.InnerQCache
+    assert model.config.text_config._attn_implementation == "infeco"
+    assert model.config.vision_config._attn_implementation != "infeco"
+    hf_infeco.unpatch(model)
+    assert model.config.text_config._attn_implementation == "sdpa"
 
 
 def test_an_argument_that_nobody_implements_is_refused_aloud():
