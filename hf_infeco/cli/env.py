@@ -1,11 +1,11 @@
 """`hf-infeco env`: the text that a bug report needs."""
 
 import json
+import pkgutil
 import platform
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ NOT_THERE = "not installed"
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Print the versions, the machine and the kernel backends; paste it into a bug report."""
+    """Print the versions, the machine and the kernels; paste it into a bug report."""
     found = environment()
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -35,7 +35,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu(),
         "gpu": _gpus(),
         "driver": _driver(),
-        "backends": _backends(),
+        "kernels": _kernels(),
     }
 
 
@@ -77,11 +77,10 @@ def _driver() -> str:
     return ", ".join(sorted(set(done.stdout.split()))) if done.returncode == 0 else "nvidia-smi fails"
 
 
-def _backends() -> list[str]:
-    """The kinds of kernel this machine can run; which one a call gets is decided by `hf_infeco.kernels`."""
-    found = ["reference"]
-    if find_spec("numba"):
-        found.append("cpu")
-    if find_spec("triton") and not _gpus()[0].startswith("no"):
-        found.append("triton")
-    return found
+def _kernels() -> list[str]:
+    """The implementations that are installed of each operation, such as "s2o: reference"."""
+    import hf_infeco.kernels as kernels
+
+    operations = [module.name for module in pkgutil.iter_modules(kernels.__path__) if module.ispkg]
+    folders = {name: [f"{folder}/{name}" for folder in kernels.__path__] for name in operations}
+    return [f"{name}: {' '.join(m.name for m in pkgutil.iter_modules(folders[name]))}" for name in sorted(folders)]

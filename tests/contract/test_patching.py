@@ -21,7 +21,7 @@ from transformers import (
 import hf_infeco
 from hf_infeco import InfecoConfig, InnerQConfig, S2OConfig
 
-from .families import FAMILIES, build, prompt
+from .families import DEVICE, FAMILIES, build, prompt
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,7 +149,7 @@ def test_the_language_model_of_a_composite_model_is_patched_and_its_vision_tower
         hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
     )
     config = LlavaConfig(vision_config=vision, text_config=build("llama").config, image_token_index=100)
-    model = LlavaForConditionalGeneration(config).eval()
+    model = LlavaForConditionalGeneration(config).eval().to(DEVICE)
     kwargs = dict(max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
     expected = model.generate(prompt(1, 60), **kwargs).sequences
     hf_infeco.patch(model, innerq=InnerQConfig(recent=1000))

@@ -1,0 +1,191 @@
+"""
+The foundation's numbers: the recall model dense and patched with defaults, on recall, perplexity, bytes and time.
+
+    python benchmarks/foundation.py [--parts recall perplexity speed] [--questions 1024]
+
+Each part is measured on its own and replaces its entry in benchmarks/results/foundation.json; the table in README.md
+is written from that file. Times are of one run on one machine: read the ratios.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+import hf_infeco
+from hf_infeco.training.testbed.evaluate import perplexity, recall_accuracy
+from hf_infeco.training.testbed.needles import sample_document
+from hf_infeco.training.testbed.text import encode_text, held_out_text
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "examples" / "models" / "recall"
+RESULTS = ROOT / "benchmarks" / "results" / "foundation.json"
+LENGTHS = (1024, 4096, 16384)
+QUESTIONS_PER_DOCUMENT = 64
+CONFIGURATIONS = {"dense": None, "patched": {}, "S2O only": {"innerq": False}, "InnerQ only": {"s2o": False}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="none only rewrites the table")
+    parser.add_argument("--questions", type=int, default=1024, help="per length; fewer give wider intervals")
+    parser.add_argument("--windows", type=int, default=8, help="windows of real text for the perplexity")
+    arguments = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16).eval().to(device)
+    for part in arguments.parts:
+        names, measure = PARTS[part]
+        results[part] = {"where": where(device)}
+        for name in names:
+            if (methods := CONFIGURATIONS[name]) is not None:
+                hf_infeco.patch(model, **methods)
+            results[part][name] = measure(model, tokenizer, arguments)
+            hf_infeco.unpatch(model)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    table = as_table(results)
+    write_readme(table)
+    print(table)
+
+
+def new_cache(model):
+    """The cache that generate() would use on this model."""
+    if hf_infeco.report(model).status("innerq") == {"enabled"}:
+        return hf_infeco.InnerQCache(model.config)
+    return DynamicCache(config=model.config)
+
+
+def recall(model, tokenizer, arguments) -> dict:
+    """Right answers at each length. Equal seeds, so that all configurations are asked the same questions."""
+    entry = {}
+    for seq_len in LENGTHS:
+        accuracy = recall_accuracy(
+            model,
+            tokenizer,
+            seq_len,
+            -(-arguments.questions // QUESTIONS_PER_DOCUMENT),
+            QUESTIONS_PER_DOCUMENT,
+            seed=1,
+            cache_factory=lambda: new_cache(model),
+        )
+        interval = [round(bound, 5) for bound in accuracy.interval]
+        entry[str(seq_len)] = {"correct": accuracy.correct, "total": accuracy.total, "interval_95": interval}
+    return entry
+
+
+def perplexity_in_chunks(model, tokenizer, arguments) -> dict:
+    """Perplexity of held-out text, half a window at a time: the second half reads what the cache kept of the first."""
+    return {
+        str(seq_len): round(
+            perplexity(model, tokenizer, seq_len, arguments.windows, seq_len // 2, lambda: new_cache(model)), 4
+        )
+        for seq_len in (4096, 16384)
+    }
+
+
+@torch.no_grad()
+def speed(model, tokenizer, arguments, seq_len: int = 16384, steps: int = 16) -> dict:
+    """Prefill of one document, bytes of its cache, and plain decoding from it."""
+    text = torch.tensor(encode_text(tokenizer, held_out_text()))
+    needles = sample_document(tokenizer, text, seq_len, 32, torch.Generator().manual_seed(0))
+    document = needles.document[None].to(model.device)
+    model(document[:, :256])  # first-call costs are not what is measured
+    before = hf_infeco.report(model).s2o
+    seconds, out = timed(model.device, lambda: model(document, use_cache=True, logits_to_keep=1))
+    after = hf_infeco.report(model).s2o
+    cache = out.past_key_values
+    entry = {"tokens": seq_len, "prefill_seconds": round(seconds, 3), "kv_bytes": hf_infeco.cache_nbytes(cache)}
+    if after is not None:
+        visited = after.visited_pairs - before.visited_pairs
+        entry["prefill_density"] = round(visited / (after.causal_pairs - before.causal_pairs), 4)
+
+    def decode():
+        for _ in range(steps):
+            model(document[:, :1], past_key_values=cache, use_cache=True)
+
+    entry["decode_seconds_per_token"] = round(timed(model.device, decode)[0] / steps, 5)
+    return entry
+
+
+PARTS = {
+    "recall": (("dense", "patched"), recall),
+    "perplexity": (tuple(CONFIGURATIONS), perplexity_in_chunks),
+    "speed": (tuple(CONFIGURATIONS), speed),
+}
+
+
+def timed(device: torch.device, function):
+    """Seconds that `function()` takes, and its result."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    result = function()
+    synchronize()
+    return time.perf_counter() - start, result
+
+
+def where(device: str) -> dict:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    cpu = platform.processor() or platform.machine()
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"CPU {cpu}, {torch.get_num_threads()} threads",
+        "commit": commit.strip(),
+        **{name: version(name) for name in ("hf_infeco", "torch", "transformers")},
+    }
+
+
+def as_table(results: dict) -> str:
+    """The README's table, in Markdown; cells that were not measured stay empty."""
+    rows = [("", *CONFIGURATIONS), ("---",) * (len(CONFIGURATIONS) + 1)]
+
+    def row(label: str, part: str, cell) -> None:
+        entries = [results[part].get(name) for name in CONFIGURATIONS]
+        rows.append((label, *("" if entry is None else cell(entry) for entry in entries)))
+
+    for seq_len in map(str, LENGTHS):
+        row(
+            f"right answers, {int(seq_len):,} tokens",
+            "recall",
+            lambda entry, at=seq_len: f"{100 * entry[at]['correct'] / entry[at]['total']:.2f} %",
+        )
+    for seq_len in results["perplexity"]["dense"]:
+        row(
+            f"perplexity, {int(seq_len):,} tokens in two chunks",
+            "perplexity",
+            lambda entry, at=seq_len: f"{entry[at]:.3f}",
+        )
+    dense = results["speed"]["dense"]
+    at = f"{dense['tokens']:,} tokens"
+    row(f"KV bytes, {at}", "speed", lambda entry: f"{entry['kv_bytes'] / dense['kv_bytes']:.3f}x")
+    row(f"attended pairs in prefill, {at}", "speed", lambda entry: f"{entry.get('prefill_density', 1):.3f}x")
+    for key, label in (("prefill_seconds", "prefill time"), ("decode_seconds_per_token", "time per decoded token")):
+        row(f"{label}, {at}", "speed", lambda entry, key=key: f"{entry[key] / dense[key]:.2f}x")
+    place = results["speed"]["where"]
+    questions = results["recall"]["dense"][str(LENGTHS[0])]["total"]
+    note = (
+        f"The bundled recall model; {questions:,} questions per length; times on {place['device']}, of the readable "
+        f"reference code. transformers {place['transformers']}, torch {place['torch']}, {place['date']}."
+    )
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + f"\n\n{note}"
+
+
+def write_readme(table: str) -> None:
+    readme = ROOT / "README.md"
+    head, rest = readme.read_text().split("<!-- results:foundation -->")
+    tail = rest.split("<!-- /results -->")[1]
+    readme.write_text(f"{head}<!-- results:foundation -->\n{table}\n<!-- /results -->{tail}")
+
+
+if __name__ == "__main__":
+    main()
