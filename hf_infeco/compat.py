@@ -73,11 +73,16 @@ def attention_modules(decoder: nn.Module) -> dict[int, nn.Module]:
     }
 
 
-def key_value_dims(config: PreTrainedConfig) -> tuple[int, int, int]:
+def key_value_dims(config: PreTrainedConfig, attention: nn.Module | None = None) -> tuple[int, int, int]:
     """
-    KV heads, key head dim and value head dim of one layer, as the config promises them. Tensors have the last word.
+    KV heads, key head dim and value head dim of what a layer caches, as the config promises them; tensors have the
+    last word. `attention` tells whether multi-head latent attention caches the latent or what it expands that to.
     """
     heads = config.num_attention_heads
+    if getattr(config, "kv_lora_rank", None):
+        if hasattr(attention, "expand_kv"):
+            return 1, config.kv_lora_rank, config.qk_rope_head_dim
+        return heads, config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return kv_heads, head_dim, head_dim

@@ -47,7 +47,9 @@ def survey(model: PreTrainedModel) -> Survey:
     refusals: dict[str, dict[int, str]] = {"s2o": {}, "innerq": {}}
     for index, layer in enumerate(layers):
         special = None if compat.is_full_attention_layer(layer) else _describe(layer)
-        if reason := attention_refusal or special or (None if index in modules else "no attention module was found"):
+        if index not in modules:
+            special = special or "no attention module"
+        if reason := attention_refusal or special:
             refusals["s2o"][index] = reason
         if reason := cache_refusal or special:
             refusals["innerq"][index] = reason
@@ -139,12 +141,12 @@ def _refused_lines(area: str, found: Survey) -> list[AreaReport]:
 
 def _kv_bytes_per_token(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> tuple[float, float]:
     text = compat.text_config(model.config)
-    growing = [
-        i for i, layer in enumerate(compat.default_layers(model.config)) if compat.is_full_attention_layer(layer)
-    ]
+    modules = compat.attention_modules(compat.decoder_of(model))
+    layers = enumerate(compat.default_layers(model.config))
+    growing = [index for index, layer in layers if compat.is_full_attention_layer(layer) and index in modules]
     if not growing:
         return 0, 0
-    kv_heads, key_dim, value_dim = compat.key_value_dims(text)
+    kv_heads, key_dim, value_dim = compat.key_value_dims(text, modules[growing[0]])
     plain = kv_heads * (key_dim + value_dim) * model.dtype.itemsize
     packed = plain
     if config.innerq is not None:
