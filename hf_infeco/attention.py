@@ -15,7 +15,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from . import compat
 from .innerq.layer import InnerQView
+from .kernels.s2o.reference import count_causal_pairs
 from .kv import KVHandle, plain
 from .s2o import S2OConfig
 from .s2o.attention import causal_attention
@@ -26,11 +28,15 @@ PLAN_ATTRIBUTE = "_infeco_plan"  # on each attention module of a patched model
 # Above so many queries, dequantizing a layer once and running a dense kernel beats attending on packed groups.
 MAX_PACKED_QUERIES = 32
 
-# Arguments that change the maths and that none of our paths implements.
+# Arguments that change the maths, or ask for more than the output, and that none of our paths implements.
 UNSUPPORTED_ARGUMENTS = {
     "softcap": "logit softcapping",
     "s_aux": "attention sinks",
+    "output_attentions": "attention weights",
     "cache": "a paged cache (continuous batching)",
+    "cu_seq_lens_q": "packed sequences told by their lengths",
+    "cu_seq_lens_k": "packed sequences told by their lengths",
+    **({} if compat.SDPA_TAKES_POSITION_BIAS else {"position_bias": "a position bias"}),
 }
 
 
@@ -131,6 +137,7 @@ def infeco_attention(
         ValueError: for an argument that changes the maths and is not implemented.
     """
     _refuse_unsupported(module, kwargs)
+    query, key, value = _to_one_dtype(query, key, value)
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     padding = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
     is_plain = is_causal and dropout == 0 and kwargs.get("position_bias") is None
@@ -139,14 +146,17 @@ def infeco_attention(
     if is_plain and isinstance(key, KVHandle) and query.shape[2] <= MAX_PACKED_QUERIES:
         view = key.view_of
         if isinstance(view, InnerQView):
-            out = view.attend(query, _scale(scaling, query), padding)
+            with torch.autocast(query.device.type, enabled=False):  # sums stay in float32
+                out = view.attend(query, _scale(scaling, query), padding)
             return out.transpose(1, 2).contiguous(), None
 
-    key, value = plain(key), plain(value)
+    key, value = (plain(tensor).to(query.dtype) for tensor in (key, value))
     if is_plain and query.shape[2] > 1:
         starts = left_padding(padding)
         if padding is None or starts is not None:
             return _causal_prefill(module, query, key, value, scaling, starts), None
+    if is_causal and query.shape[2] > 1:
+        _count_dense(module, query, key)
 
     is_offset = attention_mask is None and is_causal and 1 < query.shape[2] < key.shape[2]
     if padding is not None or is_offset:
@@ -158,12 +168,21 @@ def infeco_attention(
 
 def _refuse_unsupported(module: nn.Module, kwargs: dict[str, Any]) -> None:
     for name, feature in UNSUPPORTED_ARGUMENTS.items():
-        if kwargs.get(name) is not None:
+        if (given := kwargs.get(name)) is not None and given is not False:
             raise ValueError(
                 f"{type(module).__name__} asks for {feature} ({name}=...), which hf_infeco's attention does not "
-                "implement. Call hf_infeco.unpatch(model), and please report the model: patch() should have left its "
-                "attention alone."
+                "implement. Call hf_infeco.unpatch(model). If you did not ask for it, please report the model: "
+                "patch() should have left its attention alone."
             )
+
+
+def _to_one_dtype(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """
+    Under autocast projections and rotary embeddings disagree; SDPA would cast, so we do. Handles stay as they are.
+    """
+    device = tensors[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
+    return [tensor if isinstance(tensor, KVHandle) else tensor.to(dtype) for tensor in tensors]
 
 
 def _scale(scaling: float | None, query: torch.Tensor) -> float:
@@ -192,11 +211,26 @@ def _causal_prefill(
     starts: list[int] | None,
 ) -> torch.Tensor:
     """Plain causal attention, sparse where the plan says so; counts the pairs that were attended."""
-    plan: LayerPlan = getattr(module, PLAN_ATTRIBUTE, None) or LayerPlan()
-    out, stats = causal_attention(query, key, value, plan.s2o, scale=_scale(scaling, query), starts=starts)
+    plan = _plan(module)
+    # Training runs dense: skipped keys would bias gradients, and checkpointing recomputes a forward that must be the
+    # same.
+    config = None if module.training else plan.s2o
+    with torch.autocast(query.device.type, enabled=False):
+        out, stats = causal_attention(query, key, value, config, scale=_scale(scaling, query), starts=starts)
     plan.visited_pairs += stats.visited_pairs
     plan.causal_pairs += stats.causal_pairs
     return out.transpose(1, 2).contiguous()
+
+
+def _count_dense(module: nn.Module, query: torch.Tensor, key: torch.Tensor) -> None:
+    """A prefill that S2O could not take counts as visited whole, so that the reported density tells."""
+    plan, pairs = _plan(module), count_causal_pairs(query.shape[2], key.shape[2]) * query.shape[0] * query.shape[1]
+    plan.visited_pairs += pairs
+    plan.causal_pairs += pairs
+
+
+def _plan(module: nn.Module) -> LayerPlan:
+    return getattr(module, PLAN_ATTRIBUTE, None) or LayerPlan()
 
 
 def _full_mask(padding: torch.Tensor | None, q_len: int, kv_len: int, device: torch.device) -> torch.Tensor:

@@ -8,14 +8,24 @@ middle and the newest tested version.
 import functools
 import inspect
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
+import torch
 import transformers
 from packaging.version import Version
 from torch import nn
-from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    Cache,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -23,6 +33,7 @@ logger = logging.get_logger(__name__)
 OLDEST, NEWEST_TESTED = Version("5.4.0"), Version("5.23.0")
 INSTALLED = Version(transformers.__version__)
 CROP_TAKES_A_DIFFERENCE = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
+SDPA_TAKES_POSITION_BIAS = "position_bias" in inspect.signature(sdpa_attention_forward).parameters
 CROP_REFUSES_A_LENGTH = Version("5.18.0") <= INSTALLED
 
 _PREPARE_CACHE = "_prepare_cache_for_generation"
@@ -56,7 +67,23 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """
     The module that holds the decoder's layers: `model.model` of a causal LM, the language model of a composite one.
     """
-    return model.get_decoder()
+    decoder = model.get_decoder()
+    # Some heads are called decoder too.
+    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
+
+
+def makes_its_own_cache(model: PreTrainedModel) -> bool:
+    """Whether the model insists on a cache class of its own, which no other may replace."""
+    supports_default = getattr(model, "_supports_default_dynamic_cache", None)
+    return supports_default is not None and not supports_default()
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config without its weights: modules to look at, on the meta device."""
+    with_head = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM)
+    auto_class = next((auto for auto in with_head if type(config) in auto._model_mapping), AutoModel)
+    with torch.device("meta"):
+        return auto_class.from_config(config)
 
 
 def can_switch_attention(decoder: PreTrainedModel) -> bool:
@@ -78,7 +105,9 @@ def key_value_dims(config: PreTrainedConfig, attention: nn.Module | None = None)
     KV heads, key head dim and value head dim of what a layer caches, as the config promises them; tensors have the
     last word. `attention` tells whether multi-head latent attention caches the latent or what it expands that to.
     """
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", 0)
+    if heads == 0:
+        return 0, 0, 0  # a model without attention, whose default cache may say otherwise in older versions
     if getattr(config, "kv_lora_rank", None):
         if hasattr(attention, "expand_kv"):
             return 1, config.kv_lora_rank, config.qk_rope_head_dim
@@ -122,12 +151,12 @@ def tokens_to_remove(argument: int, length: int) -> int:
 
 def replace_generation_cache(model: PreTrainedModel, new_cache: Callable[[PreTrainedModel, Cache], Cache]) -> None:
     """
-    Lets `generate` use our cache where it would have made a `DynamicCache` by itself. A cache that the user passes,
-    and an explicit `cache_implementation`, are left alone.
+    Lets `generate` use our cache where it would have made an empty `DynamicCache` because the user chose nothing, or
+    chose "offloaded". A cache that the user passes, and any other `cache_implementation`, are left alone.
 
     Args:
-        new_cache: `new_cache(model, default)` returns the cache to use in place of the empty `default`. A module-level
-            function, so that a deepcopy of the model carries it along.
+        new_cache: `new_cache(model, default)` returns the cache to use in place of the empty `default`; a module-level
+            function, so that a pickle of the model carries it along.
     """
     if not hasattr(type(model), _PREPARE_CACHE):
         return  # a base model without a head: it has no generate
@@ -137,20 +166,29 @@ def replace_generation_cache(model: PreTrainedModel, new_cache: Callable[[PreTra
             f"{type(model).__name__}.{_PREPARE_CACHE}{signature} is not the method hf_infeco knows. Pass "
             "past_key_values=hf_infeco.InnerQCache(model.config) to generate() and report this transformers version."
         )
-
-    setattr(model, _PREPARE_CACHE, MethodType(functools.partial(_prepare_cache, new_cache), model))
+    setattr(model, _PREPARE_CACHE, _PrepareCache(model, new_cache))
 
 
 def _takes_anything(signature: inspect.Signature) -> bool:
     return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in signature.parameters.values())
 
 
-def _prepare_cache(new_cache, model, generation_config, model_kwargs, *args, **kwargs):
-    given = model_kwargs.get("past_key_values")
-    getattr(type(model), _PREPARE_CACHE)(model, generation_config, model_kwargs, *args, **kwargs)
-    made = model_kwargs.get("past_key_values")
-    if given is None and type(made) is DynamicCache:
-        cache = new_cache(model, made)
+class _PrepareCache:
+    """
+    Stands in for one model's `_prepare_cache_for_generation`. An object, because a bound partial cannot be pickled.
+    """
+
+    def __init__(self, model: PreTrainedModel, new_cache: Callable[[PreTrainedModel, Cache], Cache]):
+        self.model, self.new_cache = model, new_cache
+
+    def __call__(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        given = model_kwargs.get("past_key_values")
+        getattr(type(self.model), _PREPARE_CACHE)(self.model, generation_config, model_kwargs, *args, **kwargs)
+        made = model_kwargs.get("past_key_values")
+        is_default = getattr(generation_config, "cache_implementation", None) in (None, "offloaded")
+        if given is not None or not is_default or made is None or type(made) is not DynamicCache:
+            return
+        cache = self.new_cache(self.model, made)
         if not made.layers:
             # Before 5.18 sliding layers could not be rolled back: for assisted decoding transformers makes a cache
             # without layers, to be filled with plain ones that keep every token.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import numbers
 import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -38,13 +39,27 @@ class Config(PushToHubMixin):
         """A JSON-ready dict with the format version; `None` stands for a method that is switched off."""
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         plain = {key: value.to_dict() if isinstance(value, Config) else value for key, value in values.items()}
-        return {"format_version": FORMAT_VERSION, **plain}
+        return {"config_class": type(self).__name__, "format_version": FORMAT_VERSION, **plain}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`. Unknown keys are dropped with a warning; a newer format version is warned about."""
+        """
+        Inverse of `to_dict`. Unknown keys are dropped with a warning; a newer format version is warned about.
+
+        Raises:
+            ValueError: if `values` is no dict, or that of another config.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"{cls.__name__}: {values!r} is a {type(values).__name__}, not a dict of its fields.")
         values = dict(values)
+        config_class = values.pop("config_class", cls.__name__)
+        if config_class != cls.__name__:
+            raise ValueError(f"This is a saved {config_class}, not a {cls.__name__}: read it with {config_class}.")
         version = values.pop("format_version", FORMAT_VERSION)
+        if type(version) is not int:
+            raise ValueError(
+                f"{cls.__name__}: format_version={version!r} must be a whole number up to {FORMAT_VERSION}."
+            )
         if version > FORMAT_VERSION:
             logger.warning(
                 f"{cls.__name__}: this config has format version {version}, newer than {FORMAT_VERSION}, the newest "
@@ -90,8 +105,9 @@ def _check_type(config: Config, entry: dataclasses.Field) -> None:
     value, expected = getattr(config, entry.name), entry.type
     if expected not in (int, float, bool, str):
         return
-    accepted = {int, float} if expected is float else {expected}
-    if type(value) not in accepted:
+    accepted = {int: numbers.Integral, float: numbers.Real}.get(expected, expected)
+    is_bool_for_number = isinstance(value, bool) and expected is not bool
+    if not isinstance(value, accepted) or is_bool_for_number:
         raise ValueError(
             f"{type(config).__name__}.{entry.name}={value!r} is a {type(value).__name__}; it must be a "
             f"{getattr(expected, '__name__', expected)} ({entry.metadata.get('help', 'see the documentation')})."

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
-from transformers import Cache
+from transformers import Cache, EncoderDecoderCache
 from transformers.cache_utils import CacheLayerMixin
 
 from . import compat
@@ -167,6 +167,8 @@ class HandleLayer(CacheLayerMixin):
 
 def cache_nbytes(cache: Cache) -> int:
     """Bytes of the storages behind a cache's tensors, of any class of cache; shared storages count once."""
+    if isinstance(cache, EncoderDecoderCache):
+        return cache_nbytes(cache.self_attention_cache) + cache_nbytes(cache.cross_attention_cache)
     storages = {}
     for layer in cache.layers:
         held = layer.tensors() if isinstance(layer, HandleLayer) else _tensors_in(vars(layer))

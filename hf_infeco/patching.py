@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftMixedModel, PeftModel
 from torch import nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -18,7 +18,7 @@ from .attention import ATTENTION_NAME, PLAN_ATTRIBUTE, LayerPlan
 from .config import InfecoConfig
 from .innerq.cache import InnerQCache
 from .report import PatchReport
-from .survey import Survey, build_report, skeleton, survey
+from .survey import Survey, build_report, survey
 
 logger = logging.get_logger(__name__)
 
@@ -27,11 +27,19 @@ STATE_ATTRIBUTE = "_infeco_state"  # on a patched model
 
 @dataclass
 class PatchState:
-    """What `unpatch` needs. It lies in the model's `__dict__`, so a deepcopy of the model copies it along."""
+    """
+    What `unpatch` needs. It lies in the model's `__dict__`, so a deepcopy or a pickle of the model carries it along.
+    """
 
     config: InfecoConfig
     survey: Survey
-    original_attention: str | None  # None where the attention was left alone
+    original_attention: str
+    switches_attention: bool
+    makes_cache: bool
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        attention.register()  # unpickled in a process that may not have patched anything yet
 
 
 def patch(model: nn.Module, config: InfecoConfig | None = None, **methods: Any) -> nn.Module:
@@ -40,6 +48,7 @@ def patch(model: nn.Module, config: InfecoConfig | None = None, **methods: Any) 
     it.
 
     Patching again replaces the settings. What a model does not support is left as it was and reported, see `report`.
+    The attention implementation is an entry of the model's config: models that share one config object share it too.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): the model, on any device and in any dtype.
@@ -52,23 +61,32 @@ def patch(model: nn.Module, config: InfecoConfig | None = None, **methods: Any) 
 
     Raises:
         TypeError: if `model` is no transformers model.
-        ValueError: for a wrong setting.
+        ValueError: for a wrong setting, or a config that a patched model shares. Nothing is changed then.
     """
     compat.check_version()
     inner = _unwrap(model)
     config = _merge(config, methods)
     unpatch(model)
     found = survey(inner)
-
+    original = compat.decoder_of(inner).config._attn_implementation
+    if original == ATTENTION_NAME:
+        raise ValueError(
+            f"The config of this {type(inner).__name__} is that of a patched model, or a copy of it. Unpatch that one "
+            "first, build this one with copy.deepcopy of the original config, or call set_attn_implementation('sdpa')."
+        )
     sparse = config.s2o is not None and bool(found.sparse_layers)
     packed = config.innerq is not None and bool(found.packed_layers)
     switches_attention = (sparse or packed) and found.attention_refusal is None
-    state = PatchState(config, found, _switch_attention(inner, config, found) if switches_attention else None)
-    if packed:
-        compat.replace_generation_cache(inner, _new_cache)
-        compat.decoder_of(inner).register_forward_pre_hook(_inject_cache, with_kwargs=True)
-        setattr(compat.decoder_of(inner), _CACHE_CONFIG, config.innerq)
-    setattr(inner, STATE_ATTRIBUTE, state)
+    # The state comes first, so that whatever fails below can be taken back.
+    setattr(inner, STATE_ATTRIBUTE, PatchState(config, found, original, switches_attention, packed))
+    try:
+        if switches_attention:
+            _switch_attention(inner, config, found)
+        if packed:
+            _switch_cache(inner, config)
+    except BaseException:
+        unpatch(model)
+        raise
     _warn_about_nothing(inner)
     return model
 
@@ -80,7 +98,8 @@ def unpatch(model: nn.Module) -> nn.Module:
     if state is None:
         return model
     decoder = compat.decoder_of(inner)
-    if state.original_attention is not None:
+    # An implementation that the user has chosen since is theirs to keep.
+    if state.switches_attention and decoder.config._attn_implementation == ATTENTION_NAME:
         decoder.set_attn_implementation(state.original_attention)
     for module in compat.attention_modules(decoder).values():
         vars(module).pop(PLAN_ATTRIBUTE, None)
@@ -97,8 +116,8 @@ def patched(model: nn.Module, config: InfecoConfig | None = None, **methods: Any
     or patched with its earlier settings.
     """
     before: PatchState | None = vars(_unwrap(model)).get(STATE_ATTRIBUTE)
-    patch(model, config, **methods)
     try:
+        patch(model, config, **methods)
         yield model
     finally:
         if before is None:
@@ -113,6 +132,10 @@ def report(model: nn.Module) -> PatchReport:
     state: PatchState | None = vars(inner).get(STATE_ATTRIBUTE)
     if state is None:
         return build_report(inner, InfecoConfig(s2o=None, innerq=None), survey(inner))
+    now = compat.decoder_of(inner).config._attn_implementation
+    if state.switches_attention and now != ATTENTION_NAME:
+        changed = survey(inner, refusal=f"the attention implementation was set to {now!r} after patching")
+        return build_report(inner, state.config, changed)
     return build_report(inner, state.config, state.survey)
 
 
@@ -122,7 +145,7 @@ def explain(
     """The report that `patch` with these arguments would lead to, without touching anything. Needs no weights."""
     config = _merge(config, methods)
     if isinstance(model_or_config, PreTrainedConfig):
-        inner = skeleton(model_or_config)
+        inner = compat.skeleton(model_or_config)
     else:
         inner = _unwrap(model_or_config)
     return build_report(inner, config, survey(inner))
@@ -132,7 +155,11 @@ def explain(
 
 
 def _unwrap(model: Any) -> PreTrainedModel:
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = model
+    if isinstance(model, PeftModel):
+        inner = model.get_base_model()
+    elif isinstance(model, PeftMixedModel):
+        inner = model.base_model.model
     if not isinstance(inner, PreTrainedModel):
         raise TypeError(
             "hf_infeco patches transformers models (PreTrainedModel) and PEFT models around them, not "
@@ -155,11 +182,10 @@ def _merge(config: InfecoConfig | None, methods: dict[str, Any]) -> InfecoConfig
     return InfecoConfig(**{**vars(config), **methods})
 
 
-def _switch_attention(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> str:
-    """Points the decoder's attention to ours and hangs the plans on its modules; returns the implementation it had."""
+def _switch_attention(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> None:
+    """Points the decoder's attention to ours and hangs the plans on its modules."""
     attention.register()
     decoder = compat.decoder_of(model)
-    original = decoder.config._attn_implementation
     decoder.set_attn_implementation(ATTENTION_NAME)
     if decoder.config._attn_implementation != ATTENTION_NAME:
         raise RuntimeError(
@@ -168,10 +194,17 @@ def _switch_attention(model: PreTrainedModel, config: InfecoConfig, found: Surve
         )
     for index, module in compat.attention_modules(decoder).items():
         setattr(module, PLAN_ATTRIBUTE, LayerPlan(s2o=config.s2o if index in found.sparse_layers else None))
-    return original
 
 
 _CACHE_CONFIG = "_infeco_innerq"  # on the decoder, which is what the forward hook is given
+
+
+def _switch_cache(model: PreTrainedModel, config: InfecoConfig) -> None:
+    """Makes our cache the default one, of `generate` and of a bare forward."""
+    decoder = compat.decoder_of(model)
+    compat.replace_generation_cache(model, _new_cache)
+    decoder.register_forward_pre_hook(_inject_cache, with_kwargs=True)
+    setattr(decoder, _CACHE_CONFIG, config.innerq)
 
 
 def _new_cache(model: PreTrainedModel, default: Cache) -> InnerQCache:

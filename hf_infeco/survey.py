@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from . import compat
 from .attention import PLAN_ATTRIBUTE, LayerPlan
@@ -36,14 +35,16 @@ class Survey:
     num_layers: int
 
 
-def survey(model: PreTrainedModel) -> Survey:
-    """Looks at the modules and the config of a model; changes nothing."""
+def survey(model: PreTrainedModel, refusal: str | None = None) -> Survey:
+    """Looks at the modules and the config of a model; changes nothing. `refusal` is a reason against its attention."""
     decoder = compat.decoder_of(model)
     layers = compat.default_layers(model.config)
     modules = compat.attention_modules(decoder)
     model_refusal = _model_refusal(model, modules)
     cache_refusal = model_refusal or unsupported_reason(model.config)
-    attention_refusal = model_refusal or _attention_refusal(model, decoder, modules)
+    if compat.makes_its_own_cache(model):
+        cache_refusal = cache_refusal or f"{type(model).__name__} makes a cache of its own"
+    attention_refusal = model_refusal or refusal or _attention_refusal(model, decoder, modules)
     refusals: dict[str, dict[int, str]] = {"s2o": {}, "innerq": {}}
     for index, layer in enumerate(layers):
         special = None if compat.is_full_attention_layer(layer) else _describe(layer)
@@ -85,8 +86,11 @@ def _attention_refusal(model: PreTrainedModel, decoder: nn.Module, modules: dict
 
 
 def _describe(layer: Any) -> str:
-    window = getattr(layer, "sliding_window", None)
-    return f"sliding window of {window} tokens" if window else f"special cache layer {type(layer).__name__}"
+    if window := getattr(layer, "sliding_window", None):
+        return f"attention within a window or chunk of {window} tokens"
+    if type(layer).__name__ == "DummyLayer":
+        return "no cache of its own"
+    return f"special cache layer {type(layer).__name__}"
 
 
 # ---------------------------------------------------------------- reports
@@ -159,9 +163,3 @@ def _density(model: PreTrainedModel) -> S2OReport:
     plans: list[LayerPlan] = [vars(module)[PLAN_ATTRIBUTE] for module in modules if PLAN_ATTRIBUTE in vars(module)]
     sparse = [plan for plan in plans if plan.s2o is not None]
     return S2OReport(sum(plan.visited_pairs for plan in sparse), sum(plan.causal_pairs for plan in sparse))
-
-
-def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The causal LM of a config without its weights: modules to look at, on the meta device."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)

@@ -89,3 +89,15 @@ def test_two_methods_cannot_share_a_name():
 def test_configs_are_immutable():
     with pytest.raises(AttributeError):
         InnerQConfig().key_bits = 2
+
+
+def test_another_configs_file_is_refused(tmp_path):
+    S2OConfig(tau=0.5).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="saved S2OConfig, not a InfecoConfig"):
+        InfecoConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("values", [[1], "tau", {"format_version": "2"}, {"format_version": None}])
+def test_what_is_no_saved_config_is_refused(values):
+    with pytest.raises(ValueError, match="InnerQConfig"):
+        InnerQConfig.from_dict(values)

@@ -19,16 +19,22 @@ class InnerQCache(Cache):
 
     Args:
         config (`PreTrainedConfig`): the model's config.
-        innerq (`InnerQConfig`, *optional*): settings; the default is `InnerQConfig.base()`.
+        innerq (`InnerQConfig`, *optional*): settings, or what `InnerQConfig.coerce` takes, such as "small"; the
+            default is `InnerQConfig.base()`.
         offloading, offload_only_non_sliding: as for `DynamicCache`.
 
     Raises:
         ValueError: if no layer of this model can be an InnerQ layer.
     """
 
-    def __init__(self, config: PreTrainedConfig, innerq: InnerQConfig | None = None, **offloading: bool):
+    max_cache_len = -1  # no limit; peft's prefix tuning reads it
+
+    def __init__(self, config: PreTrainedConfig, innerq: InnerQConfig | dict | str | None = None, **offloading: bool):
         compat.check_version()
-        self.innerq = innerq or InnerQConfig()
+        settings = InnerQConfig.coerce(True if innerq is None else innerq)
+        if settings is None:
+            raise ValueError("InnerQCache cannot be switched off: use transformers' DynamicCache instead.")
+        self.innerq = settings
         if reason := unsupported_reason(config):
             raise ValueError(f"InnerQCache cannot serve this model: {reason}. Use transformers' DynamicCache.")
         layers = [
@@ -49,7 +55,7 @@ def unsupported_reason(config: PreTrainedConfig) -> str | None:
         return "it is an encoder-decoder, whose cache also holds cross-attention"
     config = compat.text_config(config)
     if getattr(config, "kv_lora_rank", None):
-        return "its cache holds the latent of multi-head latent attention, which is compressed already"
+        return "it has multi-head latent attention, which caches what it compresses by itself"
     if not any(map(compat.is_full_attention_layer, compat.default_layers(config))):
         return "none of its layers has a growing full-attention cache"
     head_dim = compat.key_value_dims(config)[1]

@@ -87,22 +87,23 @@ class InnerQLayer(HandleLayer):
             return view.tensors()  # a handle carries no gradient
         return view.key, view.value
 
-    @torch.no_grad()
     def _flush(self) -> None:
         key, value = self._recent
         sinks = self.config.sink if self._store is None else 0
         count = (key.shape[2] - sinks - self.config.recent) // GROUP * GROUP
         if count <= 0:
             return
-        if self._store is None:
-            norm = reference.channel_norm(key[:, :, sinks:]) if self.config.normalize_keys else None
-            self._store = PackedStore(norm)
-            self._sink = _own((key[:, :, :sinks], value[:, :, :sinks]))
         flushed = slice(sinks, sinks + count)
-        self._store.append(
-            reference.quantize_keys(key[:, :, flushed], self.config.key_bits, self._store.key_norm),
-            reference.quantize_values(value[:, :, flushed], self.config.value_bits, self.config.hybrid_values),
-        )
+        if self._store is None:
+            self._sink = _own((key[:, :, :sinks], value[:, :, :sinks]))
+        with torch.no_grad():  # codes carry no gradient; the exact tokens keep theirs
+            if self._store is None:
+                norm = reference.channel_norm(key[:, :, sinks:]) if self.config.normalize_keys else None
+                self._store = PackedStore(norm)
+            self._store.append(
+                reference.quantize_keys(key[:, :, flushed], self.config.key_bits, self._store.key_norm),
+                reference.quantize_values(value[:, :, flushed], self.config.value_bits, self.config.hybrid_values),
+            )
         self._recent = _own((key[:, :, flushed.stop :], value[:, :, flushed.stop :]))
 
     def remove_last(self, num_tokens: int) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from ..kernels.innerq.reference import GROUP, Packed, PackedKV
 
-MIN_SPARE_TILES = 4  # room for at least 128 tokens whenever a buffer grows
+MIN_SPARE_TILES = 1
 
 
 class PackedStore:
@@ -44,7 +44,9 @@ class PackedStore:
         return self._buffers[name].shape[2] if name in self._buffers else 0
 
     def _grow(self, name: str, like: torch.Tensor, used: int, needed: int) -> None:
-        """1/16 of spare room: an appended token is copied some 16 times in its life, and at most 1/16 lies idle."""
+        """
+        1/16 of spare room, one tile at least: an appended token is copied some 16 times, and little memory lies idle.
+        """
         spare = max(MIN_SPARE_TILES * GROUP // _slots_per_row(name), needed // 16)
         buffer = like.new_empty(*like.shape[:2], needed + spare, *like.shape[3:])
         if used:

@@ -39,7 +39,8 @@ def s2o_attention(
     Raises:
         ValueError: if shapes, dtypes or devices do not fit together.
     """
-    return causal_attention(q, k, v, S2OConfig() if config is None else config, scale=scale, starts=starts)[0]
+    config = S2OConfig.coerce(True if config is None else config)
+    return causal_attention(q, k, v, config, scale=scale, starts=starts)[0]
 
 
 def causal_attention(

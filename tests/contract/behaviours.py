@@ -52,6 +52,11 @@ def two_turns(model):
     return run(model, ids, past_key_values=first.past_key_values)
 
 
+def prompt_lookup(model):
+    """Drafts are copied from the prompt and mostly wrong, so that the cache is rolled back again and again."""
+    return run(model, prompt(1, 20).repeat(1, 3), prompt_lookup_num_tokens=4, max_new_tokens=40)
+
+
 def one_token(model):
     return run(model, prompt(1, 1), max_new_tokens=48)
 
@@ -84,6 +89,7 @@ BEHAVIOURS = {
         left_padding,
         chunked_prefill,
         two_turns,
+        prompt_lookup,
         one_token,
         window_edges,
         bare_forward,

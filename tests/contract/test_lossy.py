@@ -14,9 +14,19 @@ from .settings import LOSSY, lossy_innerq
 PACKING = [name for name, family in FAMILIES.items() if "unsupported" not in family.innerq or len(family.innerq) > 1]
 
 
-@pytest.mark.parametrize(
-    "behaviour", ["greedy", "beams", "left_padding", "chunked_prefill", "one_token", "window_edges"]
-)
+ORACLE = [
+    "greedy",
+    "beams",
+    "left_padding",
+    "chunked_prefill",
+    "two_turns",
+    "prompt_lookup",
+    "one_token",
+    "window_edges",
+]
+
+
+@pytest.mark.parametrize("behaviour", ORACLE)
 @pytest.mark.parametrize("family", PACKING)
 def test_attending_packed_equals_dequantizing_first(family, behaviour, monkeypatch):
     """The same packed cache under the model's own attention, which dequantizes the handle, is the oracle."""
@@ -27,7 +37,8 @@ def test_attending_packed_equals_dequantizing_first(family, behaviour, monkeypat
 
     class WithCache:
         def generate(self, ids, **kwargs):
-            return model.generate(ids, past_key_values=InnerQCache(model.config, config), **kwargs)
+            kwargs.setdefault("past_key_values", InnerQCache(model.config, config))
+            return model.generate(ids, **kwargs)
 
     expected = BEHAVIOURS[behaviour](WithCache())
     assert torch.equal(got[0], expected[0])

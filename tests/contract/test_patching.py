@@ -1,10 +1,12 @@
 """The promises of patch, unpatch, patched, report and explain, apart from what they do to the tokens."""
 
 import json
+import pickle
 import re
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -14,6 +16,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     MambaConfig,
     MambaForCausalLM,
+    MiniMaxConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -21,7 +24,8 @@ from transformers import (
 import hf_infeco
 from hf_infeco import InfecoConfig, InnerQConfig, S2OConfig
 
-from .families import DEVICE, FAMILIES, build, prompt
+from .families import DEVICE, FAMILIES, TINY, build, prompt
+from .settings import EXACT, LOSSY
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -39,7 +43,7 @@ def test_every_family_gets_what_the_list_promises_and_a_reason_for_the_rest(fami
 
 def test_the_report_reads_as_a_table():
     text = str(hf_infeco.explain(build("gemma3")))
-    assert "sliding window of 16 tokens" in text
+    assert "window or chunk of 16 tokens" in text
     assert "0-1" in text and "bytes per token" in text
 
 
@@ -208,3 +212,139 @@ def test_innerq_config_is_used_by_the_bare_forward():
     with torch.no_grad():
         cache = model(prompt(1, 50)).past_key_values
     assert type(cache) is hf_infeco.InnerQCache and cache.innerq.sink == 2
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_autocast_works_as_before(training):
+    """Regression: rotary embeddings leave float32 queries beside bfloat16 values."""
+    model = build("llama").train(training)
+    ids = prompt(1, 60)
+
+    def loss():
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            return model(ids, labels=ids, use_cache=False).loss
+
+    expected = loss()
+    with hf_infeco.patched(model, LOSSY["all"] if training else EXACT["all"]):
+        torch.testing.assert_close(loss(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_packed_decoding_under_autocast():
+    model = hf_infeco.patch(build("llama"), LOSSY["innerq-base"])
+    expected = model.generate(prompt(1, 60), max_new_tokens=1, do_sample=False)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        out = model.generate(prompt(1, 60), max_new_tokens=4, do_sample=False, output_logits=True)
+    assert torch.equal(out[:, :60], expected[:, :60]) and out.shape == (1, 64)
+
+
+def test_models_that_share_a_config_are_told_apart():
+    config = build("llama").config
+    first, second = AutoModelForCausalLM.from_config(config), AutoModelForCausalLM.from_config(config)
+    second.config = second.model.config = first.config = first.model.config = config
+    hf_infeco.patch(first)
+    with pytest.raises(ValueError, match=r"config .* is that of a patched model.*deepcopy"):
+        hf_infeco.patch(second)
+    hf_infeco.unpatch(first)
+    assert config._attn_implementation == "sdpa"
+    hf_infeco.patch(second)
+
+
+def test_a_patch_that_fails_is_taken_back():
+    class Odd(type(build("llama"))):
+        def _prepare_cache_for_generation(self, something, else_):
+            return None
+
+    model = Odd(build("llama").config)
+    with pytest.raises(RuntimeError, match="InnerQCache"):
+        hf_infeco.patch(model)
+    assert model.config._attn_implementation == "sdpa"
+    assert hf_infeco.report(model).status("s2o") == {"off"}
+    assert not [name for module in model.modules() for name in vars(module) if "infeco" in name]
+
+
+def test_prefix_tuning_goes_on_working():
+    torch.manual_seed(0)
+    model = get_peft_model(build("llama"), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)).eval()
+    kwargs = dict(input_ids=prompt(1, 30), max_new_tokens=5, do_sample=False)
+    expected = model.generate(**kwargs)
+    hf_infeco.patch(model)
+    assert torch.equal(model.generate(**kwargs), expected)
+
+
+def test_a_patched_model_survives_pickling():
+    model = hf_infeco.patch(build("llama"), LOSSY["innerq-base"])
+    kwargs = dict(max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
+    expected = model.generate(prompt(1, 60), **kwargs)
+    again = pickle.loads(pickle.dumps(model)).generate(prompt(1, 60), **kwargs)
+    assert torch.equal(again.sequences, expected.sequences)
+    assert type(again.past_key_values) is hf_infeco.InnerQCache
+
+
+def test_asking_for_attention_weights_is_refused_aloud():
+    model = hf_infeco.patch(build("llama"))
+    with pytest.raises(ValueError, match=r"attention weights.*unpatch"):
+        model(prompt(1, 8), output_attentions=True)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_trains_the_dense_model(use_reentrant):
+    losses = []
+    for config in (None, LOSSY["all"]):
+        model = build("llama")
+        if config is not None:
+            hf_infeco.patch(model, config)
+        # Renamed in 5.23, where the old name is deprecated.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": use_reentrant})
+        model.train()
+        model.enable_input_require_grads()
+        ids = prompt(1, 60)
+        losses.append(model(ids, labels=ids).loss)
+        losses[-1].backward()
+    torch.testing.assert_close(losses[1], losses[0])
+
+
+def test_exact_tokens_of_a_reused_cache_keep_their_gradient():
+    grads = []
+    for config in (None, InnerQConfig(sink=4, recent=1000)):
+        model = build("llama")
+        if config is not None:
+            hf_infeco.patch(model, s2o=False, innerq=config)
+        cache = model(prompt(1, 100)).past_key_values
+        model(prompt(1, 4), past_key_values=cache).logits.square().sum().backward()
+        grads.append(model.model.layers[0].self_attn.k_proj.weight.grad)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-3, atol=1e-3)
+
+
+def test_an_attention_chosen_after_patching_is_kept_and_reported():
+    model = hf_infeco.patch(build("llama"))
+    model.set_attn_implementation("eager")
+    report = hf_infeco.report(model)
+    assert report.status("s2o") == {"unsupported"} and report.status("innerq") == {"fallback"}
+    assert "'eager' after patching" in str(report)
+    hf_infeco.unpatch(model)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_a_prefill_that_cannot_be_sparse_shows_in_the_density():
+    model = hf_infeco.patch(build("llama"), LOSSY["s2o"])
+    mask = torch.ones_like(prompt(2, 60))
+    mask[1, 40:] = 0  # right padding: not the suffix that S2O knows
+    with torch.no_grad():
+        model(prompt(2, 60), attention_mask=mask, use_cache=False)
+    assert hf_infeco.report(model).s2o.density == 1
+
+
+def test_explain_reads_the_config_of_any_kind_of_model():
+    assert hf_infeco.explain(T5Config()).status("s2o") == {"unsupported"}
+    assert hf_infeco.explain(LlavaConfig(text_config=build("llama").config)).status("innerq") == {"enabled"}
+
+
+def test_a_model_that_makes_its_own_cache_keeps_it():
+    config = MiniMaxConfig(
+        **{**TINY, "num_local_experts": 2, "num_experts_per_tok": 1},
+        layer_types=["full_attention", "linear_attention"],
+    )
+    model = AutoModelForCausalLM.from_config(config).eval().to(DEVICE)
+    assert hf_infeco.report(hf_infeco.patch(model)).status("innerq") == {"unsupported"}
+    assert model.generate(prompt(1, 9), max_new_tokens=3).shape == (1, 12)

@@ -220,3 +220,17 @@ def test_a_handle_is_a_tensor_for_whoever_looks_inside(beam):
     assert torch.equal(handle @ expected.transpose(-1, -2), expected @ expected.transpose(-1, -2))
     assert type(handle * 2) is torch.Tensor
     assert "KVHandle" in repr(handle)
+
+
+def test_the_cache_takes_presets_and_refuses_to_be_off():
+    config = LlamaConfig(num_hidden_layers=1, hidden_size=128, num_attention_heads=2)
+    assert InnerQCache(config, "small").innerq == InnerQConfig.small()
+    with pytest.raises(ValueError, match="DynamicCache"):
+        InnerQCache(config, False)
+
+
+def test_little_lies_idle():
+    for tokens in (200, 1000, 4000):
+        store = filled(tokens)._store
+        rows = store._buffers["value.words"].shape[2]
+        assert rows - store.num_slots // GROUP <= max(1, store.num_slots // GROUP // 16)
