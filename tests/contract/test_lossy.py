@@ -6,6 +6,7 @@ from transformers import DynamicCache
 
 import hf_infeco
 from hf_infeco import InnerQCache
+from hf_infeco.kernels.innerq import reference
 
 from .behaviours import BEHAVIOURS, bare_forward, pad_left, run
 from .families import FAMILIES, build, prompt
@@ -45,20 +46,39 @@ def test_attending_packed_equals_dequantizing_first(family, behaviour, monkeypat
     torch.testing.assert_close(got[1], expected[1], rtol=1e-3, atol=2e-3)
 
 
-# Relative L2 error of the logits that follow 60 tokens of context, on random weights, whose attention is diffuse and
-# whose KV are noise: the worst input for both methods. Measured 0.02 to 0.34; a wrong scale or order gives more than
-# 1.
-TOLERANCE = 0.5
+# Random weights are the worst input: their attention is diffuse and their KV are noise. So the yardstick is what
+# forgetting does: the error of storing zeros in place of the packed values. Measured shares of it: base 0.18 to 0.54,
+# hybrid 0.21 to 0.71, small 0.35 to 0.83. Zeros in place of the keys have shares of 0.57 to 1.06.
+SHARE_OF_FORGETTING = {"innerq-base": 0.56, "innerq-hybrid": 0.8, "innerq-small": 0.9, "all": 0.56}
 
 
-@pytest.mark.parametrize("setting", LOSSY)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_lossy_logits_stay_near_the_dense_ones(family, setting):
+def test_quantization_loses_less_than_forgetting(family, monkeypatch):
     model = build(family)
     expected = bare_forward(model)[1]
-    with hf_infeco.patched(model, LOSSY[setting]):
+
+    def error(config):
+        with hf_infeco.patched(model, config):
+            return float((bare_forward(model)[1] - expected).norm() / expected.norm())
+
+    errors = {name: error(LOSSY[name]) for name in SHARE_OF_FORGETTING}
+    quantize = reference.quantize_values
+    monkeypatch.setattr(reference, "quantize_values", lambda value, *args: quantize(torch.zeros_like(value), *args))
+    forgetting = error(LOSSY["innerq-base"])
+    for name, share in SHARE_OF_FORGETTING.items():
+        assert errors[name] <= share * forgetting + 1e-5, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sparse_prefill_stays_near_the_dense_logits(family):
+    """
+    Relative L2 error of all logits; measured 0 to 0.061. Leaving the ranked keys out altogether gives 0.21 and more.
+    """
+    model = build(family)
+    expected = bare_forward(model)[1]
+    with hf_infeco.patched(model, LOSSY["s2o"]):
         got = bare_forward(model)[1]
-    assert (got - expected).norm() <= TOLERANCE * expected.norm()
+    assert (got - expected).norm() <= 0.1 * expected.norm()
 
 
 def test_lossy_settings_are_at_work():
