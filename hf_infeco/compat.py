@@ -185,13 +185,14 @@ class _PrepareCache:
         given = model_kwargs.get("past_key_values")
         getattr(type(self.model), _PREPARE_CACHE)(self.model, generation_config, model_kwargs, *args, **kwargs)
         made = model_kwargs.get("past_key_values")
-        is_default = getattr(generation_config, "cache_implementation", None) in (None, "offloaded")
+        # "dynamic_full" is what older versions choose by themselves for assisted decoding.
+        is_default = generation_config.cache_implementation in (None, "offloaded", "dynamic_full")
         if given is not None or not is_default or made is None or type(made) is not DynamicCache:
             return
         cache = self.new_cache(self.model, made)
         if not made.layers:
-            # Before 5.18 sliding layers could not be rolled back: for assisted decoding transformers makes a cache
-            # without layers, to be filled with plain ones that keep every token.
+            # There sliding layers could not be rolled back, so such a cache starts without layers, to be filled with
+            # plain ones that keep every token.
             cache.layers = [DynamicLayer() if layer.is_sliding else layer for layer in cache.layers]
         # An assistant's cache is rolled back. Layers that cannot do so by themselves record for it, from 5.18 on.
         if getattr(generation_config, "is_assistant", False) and hasattr(cache, "activate_past_recording"):

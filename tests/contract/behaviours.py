@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from .families import PAD, prompt
+from .families import PAD, VOCAB, prompt
 
 Result = tuple[torch.Tensor, torch.Tensor]
 
@@ -54,7 +54,9 @@ def two_turns(model):
 
 def prompt_lookup(model):
     """Drafts are copied from the prompt and mostly wrong, so that the cache is rolled back again and again."""
-    return run(model, prompt(1, 20).repeat(1, 3), prompt_lookup_num_tokens=4, max_new_tokens=40)
+    never = 10 * VOCAB  # transformers 5.4 cannot look prompts up without an end-of-sequence token
+    ids = prompt(1, 20).repeat(1, 3)
+    return run(model, ids, prompt_lookup_num_tokens=4, max_new_tokens=40, eos_token_id=never)
 
 
 def one_token(model):
