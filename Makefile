@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 COMPAT_VERSIONS ?= 5.4.0 5.17.0 5.23.0
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
-# One process per core, each with one thread: measured faster than threads inside the small models of the tests.
+# One process per core, each with one thread: the models of the tests are too small to share among threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n $(WORKERS)
 # A machine without network has no .venv; its own Python then runs the GPU checks.
 GPU_PYTHON := $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
@@ -62,7 +62,7 @@ gpu: ## the checks and the benchmark that need CUDA, in under ten minutes; insta
 		{ echo "make gpu: $(GPU_PYTHON) has no torch with a CUDA device here, so nothing was run."; exit 1; }
 	$(GPU_PYTHON) -m pip install -q --no-deps --no-build-isolation --no-index -e .
 	OMP_NUM_THREADS=2 $(GPU_PYTHON) -P -m pytest -n 4 -m gpu || [ $$? -eq 5 ] # 5: no test is marked yet
-	OMP_NUM_THREADS=2 HF_INFECO_TEST_DEVICE=cuda $(GPU_PYTHON) -P -m pytest -n 4 tests/contract tests/kernels
+	OMP_NUM_THREADS=2 HF_INFECO_TEST_DEVICE=cuda $(GPU_PYTHON) -P -m pytest -n 4 tests/contract
 	$(GPU_PYTHON) benchmarks/foundation.py
 
 compat: $(COMPAT_VERSIONS:%=compat-%) ## the contract suite on each transformers version of COMPAT_VERSIONS
