@@ -177,9 +177,7 @@ def _refuse_unsupported(module: nn.Module, kwargs: dict[str, Any]) -> None:
 
 
 def _to_one_dtype(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """
-    Under autocast projections and rotary embeddings disagree; SDPA would cast, so we do. Handles stay as they are.
-    """
+    """Under autocast, projections and rotary embeddings disagree. SDPA casts, so we do; handles stay as they are."""
     device = tensors[0].device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
     return [tensor if isinstance(tensor, KVHandle) else tensor.to(dtype) for tensor in tensors]
@@ -212,8 +210,7 @@ def _causal_prefill(
 ) -> torch.Tensor:
     """Plain causal attention, sparse where the plan says so; counts the pairs that were attended."""
     plan = _plan(module)
-    # Training runs dense: skipped keys would bias gradients, and checkpointing recomputes a forward that must be the
-    # same.
+    # Training runs dense: skipped keys would bias gradients, and checkpointing must recompute the same forward.
     config = None if module.training else plan.s2o
     with torch.autocast(query.device.type, enabled=False):
         out, stats = causal_attention(query, key, value, config, scale=_scale(scaling, query), starts=starts)

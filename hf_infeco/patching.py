@@ -27,15 +27,12 @@ STATE_ATTRIBUTE = "_infeco_state"  # on a patched model
 
 @dataclass
 class PatchState:
-    """
-    What `unpatch` needs. It lies in the model's `__dict__`, so a deepcopy or a pickle of the model carries it along.
-    """
+    """What `unpatch` needs. It lies in the model's `__dict__`, so that a deepcopy or a pickle carries it along."""
 
     config: InfecoConfig
     survey: Survey
     original_attention: str
     switches_attention: bool
-    makes_cache: bool
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -44,8 +41,7 @@ class PatchState:
 
 def patch(model: nn.Module, config: InfecoConfig | None = None, **methods: Any) -> nn.Module:
     """
-    Makes a loaded decoder LM prefill with S2O and cache with InnerQ. Changes this instance only; `unpatch` restores
-    it.
+    Makes a loaded decoder LM prefill with S2O and cache with InnerQ. This instance only; `unpatch` restores it.
 
     Patching again replaces the settings. What a model does not support is left as it was and reported, see `report`.
     The attention implementation is an entry of the model's config: models that share one config object share it too.
@@ -78,7 +74,7 @@ def patch(model: nn.Module, config: InfecoConfig | None = None, **methods: Any) 
     packed = config.innerq is not None and bool(found.packed_layers)
     switches_attention = (sparse or packed) and found.attention_refusal is None
     # The state comes first, so that whatever fails below can be taken back.
-    setattr(inner, STATE_ATTRIBUTE, PatchState(config, found, original, switches_attention, packed))
+    setattr(inner, STATE_ATTRIBUTE, PatchState(config, found, original, switches_attention))
     try:
         if switches_attention:
             _switch_attention(inner, config, found)
