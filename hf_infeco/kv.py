@@ -111,7 +111,7 @@ class HandleLayer(CacheLayerMixin):
 
     @abstractmethod
     def map_tensors(self, function: Any) -> None:
-        """Replaces every batched tensor the layer holds by `function(tensor)`; batch is dimension 0."""
+        """Replaces every batched tensor the layer holds, if any, by `function(tensor)`; batch is dimension 0."""
 
     @abstractmethod
     def tensors(self) -> Iterable[torch.Tensor]:
@@ -161,8 +161,7 @@ class HandleLayer(CacheLayerMixin):
         self.map_tensors(lambda tensor: tensor.to("cpu", non_blocking=True))
 
     def prefetch(self) -> None:
-        if self.is_initialized:
-            self.map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True))
+        self.map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True))
 
 
 def cache_nbytes(cache: Cache) -> int:

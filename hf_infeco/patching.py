@@ -23,6 +23,7 @@ from .survey import Survey, build_report, survey
 logger = logging.get_logger(__name__)
 
 STATE_ATTRIBUTE = "_infeco_state"  # on a patched model
+CACHE_CONFIG_ATTRIBUTE = "_infeco_innerq"  # on its decoder, which is all that the forward hook is given
 
 
 @dataclass
@@ -100,7 +101,7 @@ def unpatch(model: nn.Module) -> nn.Module:
     for module in compat.attention_modules(decoder).values():
         vars(module).pop(PLAN_ATTRIBUTE, None)
     compat.restore_generation_cache(inner)
-    vars(decoder).pop(_CACHE_CONFIG, None)
+    vars(decoder).pop(CACHE_CONFIG_ATTRIBUTE, None)
     compat.remove_forward_pre_hook(decoder, _inject_cache)
     return model
 
@@ -192,20 +193,17 @@ def _switch_attention(model: PreTrainedModel, config: InfecoConfig, found: Surve
         setattr(module, PLAN_ATTRIBUTE, LayerPlan(s2o=config.s2o if index in found.sparse_layers else None))
 
 
-_CACHE_CONFIG = "_infeco_innerq"  # on the decoder, which is what the forward hook is given
-
-
 def _switch_cache(model: PreTrainedModel, config: InfecoConfig) -> None:
     """Makes our cache the default one, of `generate` and of a bare forward."""
     decoder = compat.decoder_of(model)
     compat.replace_generation_cache(model, _new_cache)
     decoder.register_forward_pre_hook(_inject_cache, with_kwargs=True)
-    setattr(decoder, _CACHE_CONFIG, config.innerq)
+    setattr(decoder, CACHE_CONFIG_ATTRIBUTE, config.innerq)
 
 
 def _new_cache(model: PreTrainedModel, default: Cache) -> InnerQCache:
-    config: InfecoConfig = getattr(model, STATE_ATTRIBUTE).config
-    return InnerQCache(model.config, config.innerq, **compat.offloading_of(default))
+    innerq = getattr(compat.decoder_of(model), CACHE_CONFIG_ATTRIBUTE)
+    return InnerQCache(model.config, innerq, **compat.offloading_of(default))
 
 
 def _inject_cache(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -217,7 +215,7 @@ def _inject_cache(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tu
     # In training nothing reads the cache: packing it would be work for nothing.
     if not use_cache or given is not None or decoder.training or "past_key_values" in names:
         return None
-    return args, {**kwargs, "past_key_values": InnerQCache(decoder.config, getattr(decoder, _CACHE_CONFIG))}
+    return args, {**kwargs, "past_key_values": InnerQCache(decoder.config, getattr(decoder, CACHE_CONFIG_ATTRIBUTE))}
 
 
 def _warn_about_nothing(model: PreTrainedModel) -> None:

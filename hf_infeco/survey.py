@@ -14,7 +14,7 @@ from . import compat
 from .attention import PLAN_ATTRIBUTE, LayerPlan
 from .config import InfecoConfig
 from .innerq.cache import unsupported_reason
-from .report import AreaReport, PatchReport, S2OReport, layer_pattern
+from .report import AreaReport, PatchReport, S2OReport, Status, layer_pattern
 
 
 @dataclass(frozen=True)
@@ -114,33 +114,32 @@ def _s2o_lines(config: InfecoConfig, found: Survey) -> list[AreaReport]:
     if config.s2o is None:
         return [_off("s2o", found)]
     detail = f"sparse prefill from {config.s2o.crossover} tokens on, tau={config.s2o.tau:g}; dense below"
-    lines = [AreaReport("s2o", "enabled", layer_pattern(found.sparse_layers), detail, "reference")]
-    return lines[: len(found.sparse_layers)] + _refused_lines("s2o", found)
+    return _lines("s2o", "enabled", found.sparse_layers, detail, found)
 
 
 def _innerq_lines(config: InfecoConfig, found: Survey) -> list[AreaReport]:
     if config.innerq is None:
         return [_off("innerq", found)]
-    detail = f"{config.innerq.bits_per_number:g} bits per number"
-    lines = [
-        AreaReport("innerq", "enabled", layer_pattern(found.packed_layers), detail + ", attended packed", "reference")
-    ]
+    bits = f"{config.innerq.bits_per_number:g} bits per number"
     if found.attention_refusal:
         # Storage works under any attention; only the gain in speed needs ours.
-        detail += f", dequantized at each step because {found.attention_refusal}"
-        lines = [AreaReport("innerq", "fallback", layer_pattern(found.packed_layers), detail, "reference")]
-    return lines[: len(found.packed_layers)] + _refused_lines("innerq", found)
+        detail = f"{bits}, dequantized at each step because {found.attention_refusal}"
+        return _lines("innerq", "fallback", found.packed_layers, detail, found)
+    return _lines("innerq", "enabled", found.packed_layers, f"{bits}, attended packed", found)
+
+
+def _lines(area: str, status: Status, layers: list[int], detail: str, found: Survey) -> list[AreaReport]:
+    """One line for the layers where a method is at work, if any, and one for each reason against the rest."""
+    at_work = [AreaReport(area, status, layer_pattern(layers), detail, "reference")] if layers else []
+    by_reason = defaultdict(list)
+    for index, reason in found.refusals[area].items():
+        by_reason[reason].append(index)
+    refused = [AreaReport(area, "unsupported", layer_pattern(at), reason) for reason, at in by_reason.items()]
+    return at_work + refused
 
 
 def _off(area: str, found: Survey) -> AreaReport:
     return AreaReport(area, "off", layer_pattern(list(range(found.num_layers))), "switched off in the config")
-
-
-def _refused_lines(area: str, found: Survey) -> list[AreaReport]:
-    by_reason = defaultdict(list)
-    for index, reason in found.refusals[area].items():
-        by_reason[reason].append(index)
-    return [AreaReport(area, "unsupported", layer_pattern(at), reason) for reason, at in by_reason.items()]
 
 
 def _kv_bytes_per_token(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> tuple[float, float]:
@@ -151,10 +150,9 @@ def _kv_bytes_per_token(model: PreTrainedModel, config: InfecoConfig, found: Sur
     if not growing:
         return 0, 0
     kv_heads, key_dim, value_dim = compat.key_value_dims(text, modules[growing[0]])
-    plain = kv_heads * (key_dim + value_dim) * model.dtype.itemsize
-    packed = plain
-    if config.innerq is not None:
-        packed = kv_heads * (key_dim + value_dim) * config.innerq.bits_per_number / 8
+    numbers = kv_heads * (key_dim + value_dim)
+    plain = numbers * model.dtype.itemsize
+    packed = plain if config.innerq is None else numbers * config.innerq.bits_per_number / 8
     return plain * len(growing), sum(packed if index in found.packed_layers else plain for index in growing)
 
 

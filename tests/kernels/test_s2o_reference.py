@@ -11,13 +11,7 @@ SEGMENT, GRANULE = 32, 4
 SETTINGS = {"segment": SEGMENT, "granule": GRANULE, "chunk": 16, "patience": 2, "sink": 4, "local": 8}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The reference is many small operations: on a busy machine several threads wait for each other at every one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_heads(batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim=None, dtype=torch.float32, seed=0):

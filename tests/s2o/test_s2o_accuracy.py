@@ -9,6 +9,8 @@ from hf_infeco.s2o.attention import causal_attention
 
 from .structured_heads import structured_heads
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LENGTH = 8192
 DEFAULT = S2OConfig(crossover=0)
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from hf_infeco import S2OConfig, s2o_attention
 from hf_infeco.s2o.attention import DENSE_ROWS, causal_attention
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPARSE = S2OConfig(tau=0.02, segment=64, chunk=32, local=16, crossover=0)
 LENGTH = 300
 
