@@ -1,9 +1,14 @@
-"""Packaging. Two of the three import packages live in top-level folders of other names, hence the mapping below."""
+"""Packaging. Three of the four import packages live in top-level folders of other names, hence the mapping below."""
 
 from setuptools import find_packages, setup
 
 # A top-level import name `kernels` belongs to Hugging Face's own library, so the folder is installed under ours.
-FOLDERS = {"hf_infeco": "hf_infeco", "hf_infeco.kernels": "kernels", "hf_infeco.training": "training"}
+FOLDERS = {
+    "hf_infeco": "hf_infeco",
+    "hf_infeco.kernels": "kernels",
+    "hf_infeco.training": "training",
+    "hf_infeco.benchmarks": "benchmarks",
+}
 
 
 def packages() -> list[str]:

@@ -8,26 +8,19 @@ is written from that file. Times are of one run on one machine: read the ratios.
 """
 
 import argparse
-import datetime
 import json
-import platform
-import subprocess
-import time
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import hf_infeco
+from hf_infeco.benchmarks.measuring import MODEL, ROOT, results_folder, timed, where
 from hf_infeco.training.testbed.evaluate import perplexity, recall_accuracy
 from hf_infeco.training.testbed.needles import sample_document
 from hf_infeco.training.testbed.text import encode_text, held_out_text
 
-ROOT = Path(__file__).parents[1]
-MODEL = ROOT / "examples" / "models" / "recall"
-RESULTS = ROOT / "benchmarks" / "results" / "foundation.json"
+RESULTS = results_folder() / "foundation.json"
 LENGTHS = (1024, 4096, 16384)
 QUESTIONS_PER_DOCUMENT = 64
 CONFIGURATIONS = {"dense": None, "patched": {}, "S2O only": {"innerq": False}, "InnerQ only": {"s2o": False}}
@@ -120,29 +113,6 @@ PARTS = {
     "perplexity": (tuple(CONFIGURATIONS), perplexity_in_chunks),
     "speed": (tuple(CONFIGURATIONS), speed),
 }
-
-
-def timed(device: torch.device, function):
-    """Seconds that `function()` takes, and its result."""
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    result = function()
-    synchronize()
-    return time.perf_counter() - start, result
-
-
-def where(device: str) -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    cpu = platform.processor() or platform.machine()
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"CPU {cpu}, {torch.get_num_threads()} threads",
-        "commit": commit.strip(),
-        **{name: version(name) for name in ("hf_infeco", "torch", "transformers")},
-    }
 
 
 def as_table(results: dict) -> str:

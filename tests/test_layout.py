@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = {".git", ".venv", ".compat", ".out", "build", "dist", "site", "__pycache__"}
 FOLDERS = ("hf_infeco", "kernels", "training", "benchmarks", "examples", "tests")
+MAPPED = ("kernels", "training", "benchmarks")  # installed under hf_infeco
 FOUNDATION = ("kernels", "kv", "config", "compat")  # what a system may build on
 ON_TOP = ("patching", "survey", "attention", "cli")
 SYSTEMS = sorted(p.parent.name for p in (ROOT / "hf_infeco").glob("*/__init__.py") if p.parent.name not in ON_TOP)
@@ -22,11 +23,11 @@ REGISTRY_HOST = re.compile("pypi" + r"\.org|python" + r"hosted\.org|download\.py
 
 
 def module_name(path: Path) -> str:
-    """The import name of a file: setup.py installs `kernels` and `training` under `hf_infeco`."""
+    """The import name of a file: setup.py installs `kernels`, `training` and `benchmarks` under `hf_infeco`."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     if parts[-1] == "__init__":
         parts.pop()
-    return ".".join((["hf_infeco"] if parts[0] in ("kernels", "training") else []) + parts)
+    return ".".join((["hf_infeco"] if parts[0] in MAPPED else []) + parts)
 
 
 def imported(source: str, module: str, is_package: bool = False) -> Iterator[str]:
@@ -64,11 +65,14 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
         allowed = {part, *FOUNDATION}
     elif part in ("", *ON_TOP):
         return []
-    elif part in ("training", "benchmarks", "examples"):
+    elif part == "benchmarks":  # measures what lies below the public names too
+        below = {"benchmarks", "training", "kernels", *SYSTEMS, *public_names()}
+        return [".".join(name) for name in names if name and name[0] not in below]
+    elif part in ("training", "examples"):
         public = ours(attributes_of_package(source)) + names
         return [".".join(name) for name in public if name and not is_public(name)]
     else:  # config, compat, kv, report and whatever else lies beside them
-        return [".".join(name) for name in names if name and name[0] in (*SYSTEMS, *ON_TOP, "training")]
+        return [".".join(name) for name in names if name and name[0] in (*SYSTEMS, *ON_TOP, "training", "benchmarks")]
     return [".".join(name) for name in names if not name or name[0] not in allowed]
 
 
@@ -99,9 +103,9 @@ def test_imports_keep_their_direction(path):
 
 @pytest.mark.parametrize("path", python_files(*FOLDERS), ids=relative)
 def test_nothing_imports_the_mapped_folders_by_their_folder_name(path):
-    """`kernels` on sys.path is Hugging Face's library; `training` may be anybody's."""
+    """`kernels` on sys.path is Hugging Face's library; `training` and `benchmarks` may be anybody's."""
     names = list(imported(path.read_text(encoding="utf-8"), module_name(path), path.name == "__init__.py"))
-    assert not [name for name in names if name.split(".")[0] in ("kernels", "training")]
+    assert not [name for name in names if name.split(".")[0] in MAPPED]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +122,9 @@ def test_nothing_imports_the_mapped_folders_by_their_folder_name(path):
         ("hf_infeco.compat", "from .s2o import S2OConfig"),
         ("hf_infeco.config", "from hf_infeco.innerq.config import InnerQConfig"),
         ("hf_infeco.training.testbed.rows", "from hf_infeco.kernels.s2o import reference"),
-        ("benchmarks.foundation", "import hf_infeco\nhf_infeco.compat.version()"),
+        ("hf_infeco.benchmarks.foundation", "from hf_infeco.compat import version"),
+        ("hf_infeco.training.testbed.rows", "import hf_infeco\nhf_infeco.compat.version()"),
+        ("hf_infeco.kv", "from hf_infeco.benchmarks.measuring import timed"),
         ("examples.quickstart", "from hf_infeco.patching import patch"),
     ],
 )
@@ -134,6 +140,7 @@ def test_a_forbidden_import_is_found(module, source):
         ("hf_infeco.innerq.cache", "from hf_infeco import compat\nfrom ..kv import KVHandle"),
         ("hf_infeco.patching", "from hf_infeco.innerq import InnerQCache"),
         ("hf_infeco.training.testbed.rows", "from hf_infeco.training.testbed import text"),
+        ("hf_infeco.benchmarks.s2o.tasks", "import hf_infeco\nfrom hf_infeco.kernels.s2o import reference"),
         ("examples.quickstart", "import hf_infeco\nfrom hf_infeco import patch\nhf_infeco.explain"),
     ],
 )

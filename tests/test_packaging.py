@@ -1,4 +1,4 @@
-"""The wheel holds the whole package, also the two folders that setup.py maps, and runs without the checkout."""
+"""The wheel holds the whole package, also the folders that setup.py maps, and runs without the checkout."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("hf_infeco", "kernels", "training", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("hf_infeco", "kernels", "training", "benchmarks", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,8 @@ def wheel(tmp_path_factory) -> Path:
 
 def module_files() -> set[str]:
     """Every source file, as the wheel must name it."""
-    places = {"hf_infeco": "hf_infeco", "kernels": "hf_infeco/kernels", "training": "hf_infeco/training"}
+    mapped = ("kernels", "training", "benchmarks")
+    places = {"hf_infeco": "hf_infeco", **{folder: f"hf_infeco/{folder}" for folder in mapped}}
     return {
         f"{place}/{path.relative_to(ROOT / folder).as_posix()}"
         for folder, place in places.items()

@@ -1,0 +1,59 @@
+"""What every benchmark shares: the machine it ran on, how it takes time, where its results go."""
+
+import datetime
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "examples" / "models" / "recall"
+
+
+def results_folder() -> Path:
+    """`benchmarks/results/` of the repository; the working folder where hf_infeco was installed without it."""
+    folder = ROOT / "benchmarks" / "results"
+    return folder if folder.is_dir() else Path.cwd()
+
+
+def where(device: str) -> dict[str, Any]:
+    """Date, device, commit and versions of a measurement."""
+    cpu = platform.processor() or platform.machine()
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"CPU {cpu}, {torch.get_num_threads()} threads",
+        "commit": _commit(),
+        **{name: version(name) for name in ("hf_infeco", "torch", "transformers")},
+    }
+
+
+def _commit() -> str | None:
+    """None without a checkout: git would otherwise name the commit of whatever repository the install lies in."""
+    if not (ROOT / ".git").exists():
+        return None
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return asked.stdout.strip()
+
+
+def timed(device: torch.device, function: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that `function()` takes, and its result."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    result = function()
+    synchronize()
+    return time.perf_counter() - start, result
+
+
+def median_seconds(device: torch.device, functions: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
+    """Median seconds of each function. They run in turn: what slows the machine for a while slows all of them."""
+    rounds = [{name: timed(device, run)[0] for name, run in functions.items()} for _ in range(repeats)]
+    return {name: median(taken[name] for taken in rounds) for name in functions}
