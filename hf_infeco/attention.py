@@ -6,7 +6,7 @@ Prefill goes to S2O, decoding to the packed InnerQ cache, everything else to SDP
 `patch` and hangs on its attention module as a `LayerPlan`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from . import compat
 from .innerq.layer import InnerQView
-from .kernels.s2o.reference import count_causal_pairs
+from .kernels.s2o.reference import S2OStats, count_causal_pairs
 from .kv import KVHandle, plain
 from .s2o import S2OConfig
 from .s2o.attention import causal_attention
@@ -47,13 +47,12 @@ class LayerPlan:
 
     Attributes:
         s2o (`S2OConfig`, *optional*): sparse prefill; None runs dense.
-        visited_pairs, causal_pairs (`int`): (query, key) pairs attended in causal prefills so far, and how many dense
-            attention would have; their ratio is the density.
+        stats (`S2OStats`): what causal prefills have attended so far. Its numbers may be tensors, so that no prefill
+            waits for the device.
     """
 
     s2o: S2OConfig | None = None
-    visited_pairs: int = 0
-    causal_pairs: int = 0
+    stats: S2OStats = field(default_factory=lambda: S2OStats(0, 0))
 
 
 def register() -> None:
@@ -214,16 +213,15 @@ def _causal_prefill(
     config = None if module.training else plan.s2o
     with torch.autocast(query.device.type, enabled=False):
         out, stats = causal_attention(query, key, value, config, scale=_scale(scaling, query), starts=starts)
-    plan.visited_pairs += stats.visited_pairs
-    plan.causal_pairs += stats.causal_pairs
+    plan.stats = plan.stats + stats
     return out.transpose(1, 2).contiguous()
 
 
 def _count_dense(module: nn.Module, query: torch.Tensor, key: torch.Tensor) -> None:
     """A prefill that S2O could not take counts as visited whole, so that the reported density tells."""
-    plan, pairs = _plan(module), count_causal_pairs(query.shape[2], key.shape[2]) * query.shape[0] * query.shape[1]
-    plan.visited_pairs += pairs
-    plan.causal_pairs += pairs
+    plan, rows = _plan(module), query.shape[0] * query.shape[1]
+    pairs = rows * count_causal_pairs(query.shape[2], key.shape[2])
+    plan.stats = plan.stats + S2OStats(pairs, pairs, 0.0, rows * query.shape[2])
 
 
 def _plan(module: nn.Module) -> LayerPlan:

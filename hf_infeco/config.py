@@ -5,7 +5,8 @@ import json
 import numbers
 import os
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from types import NoneType
+from typing import Any, ClassVar, Self, get_args
 
 from huggingface_hub import hf_hub_download
 from transformers.utils import PushToHubMixin, logging
@@ -103,14 +104,16 @@ class Config(PushToHubMixin):
 def _check_type(config: Config, entry: dataclasses.Field) -> None:
     """Numbers must be numbers: `segment="512"` or `segment=True` fails here, not deep inside a kernel."""
     value, expected = getattr(config, entry.name), entry.type
-    if expected not in (int, float, bool, str):
+    kinds = get_args(expected) or (expected,)  # of a union such as `float | None`
+    if not all(kind in (int, float, bool, str, NoneType) for kind in kinds):
         return
-    accepted = {int: numbers.Integral, float: numbers.Real}.get(expected, expected)
-    is_bool_for_number = isinstance(value, bool) and expected is not bool
+    accepted = tuple({int: numbers.Integral, float: numbers.Real}.get(kind, kind) for kind in kinds)
+    is_bool_for_number = isinstance(value, bool) and bool not in kinds
     if not isinstance(value, accepted) or is_bool_for_number:
+        names = " or ".join(kind.__name__ for kind in kinds if kind is not NoneType)
         raise ValueError(
             f"{type(config).__name__}.{entry.name}={value!r} is a {type(value).__name__}; it must be a "
-            f"{getattr(expected, '__name__', expected)} ({entry.metadata.get('help', 'see the documentation')})."
+            f"{names} ({entry.metadata.get('help', 'see the documentation')})."
         )
 
 

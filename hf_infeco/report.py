@@ -1,6 +1,6 @@
 """`PatchReport`: what was enabled, what fell back and why, and what the KV cache costs before and after."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -29,15 +29,43 @@ class AreaReport:
 
 
 @dataclass(frozen=True)
-class S2OReport:
-    """Sparse prefill so far: `density` is visited over causal (query, key) pairs; None before the first prefill."""
+class LayerDensity:
+    """
+    Sparse prefill of one layer so far.
+
+    Attributes:
+        visited_pairs, causal_pairs (`int`): (query, key) pairs attended, and how many dense attention would have.
+        missed_mass (`float`): estimated softmax mass of the pairs not attended, summed over `rows`, the query rows.
+    """
 
     visited_pairs: int
     causal_pairs: int
+    missed_mass: float
+    rows: int
 
     @property
     def density(self) -> float | None:
+        """Share of the pairs that were attended; None before the first prefill."""
         return self.visited_pairs / self.causal_pairs if self.causal_pairs else None
+
+    @property
+    def missed(self) -> float | None:
+        """Estimated share of the softmax mass that was not attended, mean over rows; None before the first prefill."""
+        return self.missed_mass / self.rows if self.rows else None
+
+
+@dataclass(frozen=True)
+class S2OReport(LayerDensity):
+    """Sparse prefill so far, summed over `layers`, which hold the same by layer index."""
+
+    layers: dict[int, LayerDensity] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, layers: dict[int, LayerDensity]) -> "S2OReport":
+        sums = {
+            each.name: sum(getattr(layer, each.name) for layer in layers.values()) for each in fields(LayerDensity)
+        }
+        return cls(**sums, layers=layers)
 
 
 @dataclass(frozen=True)
@@ -66,7 +94,12 @@ class PatchReport:
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
         if self.s2o is not None:
-            values["s2o"]["density"] = self.s2o.density
+            named = [
+                (values["s2o"], self.s2o),
+                *zip(values["s2o"]["layers"].values(), self.s2o.layers.values(), strict=True),
+            ]
+            for entry, held in named:
+                entry |= {"density": held.density, "missed": held.missed}
         return values
 
     def __str__(self) -> str:
@@ -81,7 +114,7 @@ class PatchReport:
         kv = f"KV cache: {before:,.0f} bytes per token before, {after:,.0f} after"
         kv += f" ({after / before:.2f}x)" if before else ""
         if self.s2o is not None and self.s2o.density is not None:
-            kv += f"; prefill density so far {self.s2o.density:.2f}"
+            kv += f"; prefill density so far {self.s2o.density:.2f}, missed mass {self.s2o.missed:.3f}"
         return "\n".join([f"{self.model} ({versions})", *lines, kv])
 
 

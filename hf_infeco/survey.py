@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -14,7 +15,8 @@ from . import compat
 from .attention import PLAN_ATTRIBUTE, LayerPlan
 from .config import InfecoConfig
 from .innerq.cache import unsupported_reason
-from .report import AreaReport, PatchReport, S2OReport, Status, layer_pattern
+from .kernels.dispatch import choose
+from .report import AreaReport, LayerDensity, PatchReport, S2OReport, Status, layer_pattern
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def build_report(model: PreTrainedModel, config: InfecoConfig, found: Survey) ->
     names = ("hf_infeco", "transformers", "torch")
     return PatchReport(
         model=type(model).__name__,
-        areas=[*_s2o_lines(config, found), *_innerq_lines(config, found)],
+        areas=[*_s2o_lines(model, config, found), *_innerq_lines(model, config, found)],
         kv_bytes_per_token_before=before,
         kv_bytes_per_token_after=after,
         s2o=_density(model) if config.s2o is not None else None,
@@ -110,27 +112,38 @@ def build_report(model: PreTrainedModel, config: InfecoConfig, found: Survey) ->
     )
 
 
-def _s2o_lines(config: InfecoConfig, found: Survey) -> list[AreaReport]:
+def _s2o_lines(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> list[AreaReport]:
     if config.s2o is None:
         return [_off("s2o", found)]
-    detail = f"sparse prefill from {config.s2o.crossover} tokens on, tau={config.s2o.tau:g}; dense below"
-    return _lines("s2o", "enabled", found.sparse_layers, detail, found)
+    crossover = config.s2o.crossover
+    where = "where it is measured to be faster" if crossover == "auto" else f"from {crossover} tokens on"
+    detail = f"sparse prefill {where}, tau={config.s2o.tau:g}; dense below"
+    return _lines("s2o", "enabled", found.sparse_layers, detail, found, _backend("s2o_prefill", model))
 
 
-def _innerq_lines(config: InfecoConfig, found: Survey) -> list[AreaReport]:
+def _innerq_lines(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> list[AreaReport]:
     if config.innerq is None:
         return [_off("innerq", found)]
     bits = f"{config.innerq.bits_per_number:g} bits per number"
     if found.attention_refusal:
         # Storage works under any attention; only the gain in speed needs ours.
         detail = f"{bits}, dequantized at each step because {found.attention_refusal}"
-        return _lines("innerq", "fallback", found.packed_layers, detail, found)
-    return _lines("innerq", "enabled", found.packed_layers, f"{bits}, attended packed", found)
+        return _lines("innerq", "fallback", found.packed_layers, detail, found, _backend("innerq_dequantize", model))
+    detail = f"{bits}, attended packed"
+    return _lines("innerq", "enabled", found.packed_layers, detail, found, _backend("innerq_decode", model))
 
 
-def _lines(area: str, status: Status, layers: list[int], detail: str, found: Survey) -> list[AreaReport]:
+def _backend(operation: str, model: PreTrainedModel) -> str:
+    """What runs on the model's device; a skeleton without weights is taken to go where the weights would."""
+    device = model.device
+    if device.type == "meta":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return choose(operation, device).backend
+
+
+def _lines(area: str, status: Status, layers: list[int], detail: str, found: Survey, backend: str) -> list[AreaReport]:
     """One line for the layers where a method is at work, if any, and one for each reason against the rest."""
-    at_work = [AreaReport(area, status, layer_pattern(layers), detail, "reference")] if layers else []
+    at_work = [AreaReport(area, status, layer_pattern(layers), detail, backend)] if layers else []
     by_reason = defaultdict(list)
     for index, reason in found.refusals[area].items():
         by_reason[reason].append(index)
@@ -157,7 +170,16 @@ def _kv_bytes_per_token(model: PreTrainedModel, config: InfecoConfig, found: Sur
 
 
 def _density(model: PreTrainedModel) -> S2OReport:
-    modules = compat.attention_modules(compat.decoder_of(model)).values()
-    plans: list[LayerPlan] = [vars(module)[PLAN_ATTRIBUTE] for module in modules if PLAN_ATTRIBUTE in vars(module)]
-    sparse = [plan for plan in plans if plan.s2o is not None]
-    return S2OReport(sum(plan.visited_pairs for plan in sparse), sum(plan.causal_pairs for plan in sparse))
+    modules = compat.attention_modules(compat.decoder_of(model))
+    plans: dict[int, LayerPlan] = {
+        index: vars(module)[PLAN_ATTRIBUTE] for index, module in modules.items() if PLAN_ATTRIBUTE in vars(module)
+    }
+    return S2OReport.of(
+        {
+            index: LayerDensity(
+                int(plan.stats.visited_pairs), plan.stats.causal_pairs, float(plan.stats.missed_mass), plan.stats.rows
+            )
+            for index, plan in plans.items()
+            if plan.s2o is not None
+        }
+    )

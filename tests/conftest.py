@@ -17,6 +17,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_INFECO_CACHE", str(ROOT / ".out" / "cache"))  # what is measured here is not the user's
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 

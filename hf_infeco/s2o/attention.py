@@ -2,13 +2,18 @@
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.bias import causal_lower_right
+from transformers.utils import logging
 
-from ..kernels.s2o.reference import S2OStats, count_causal_pairs, s2o_prefill
+from ..kernels.s2o.reference import S2OStats, count_causal_pairs
 from .config import S2OConfig
+from .dense import dense_attention
+from .operation import prefill
 
-# Query rows per dense call where the mask has to be written out: it then grows with the keys, not with their square.
-DENSE_ROWS = 512
+logger = logging.get_logger(__name__)
+
+# On a GPU the products are those of its matrix units, and the tiles must fit into its registers.
+GPU_DTYPES = (torch.bfloat16, torch.float16)
+GPU_HEAD_DIM = 256
 
 
 def s2o_attention(
@@ -21,7 +26,7 @@ def s2o_attention(
     starts: list[int] | None = None,
 ) -> torch.Tensor:
     """
-    Causal prefill attention by S2O (arXiv 2602.22575): visits, per query, only as much of the past as still adds mass.
+    Causal prefill attention by S2O (arXiv 2602.22575): visits, per query, only those keys that promise to matter.
 
     Args:
         q (`torch.Tensor` `[B, H, q_len, D]`): queries, the last `q_len` positions of the sequence; any floating dtype.
@@ -33,13 +38,16 @@ def s2o_attention(
             are never visited; the outputs of queries before it are zeros.
 
     Returns:
-        `torch.Tensor` `[B, H, q_len, Dv]` in the dtype of `q`. Inputs are not scanned for NaN: a row that meets one
-        becomes NaN.
+        `torch.Tensor` `[B, H, q_len, Dv]` in the dtype of `q`.
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not fit together.
+        ValueError: if shapes, dtypes or devices do not fit together, or a number is NaN. (Not looked for in a compiled
+            graph, where a row that meets one becomes NaN, as it does in a patched model.)
     """
     config = S2OConfig.coerce(True if config is None else config)
+    _check_inputs(q, k, v, starts)
+    if not torch.compiler.is_compiling():
+        _check_numbers(q, k, v, starts)
     return causal_attention(q, k, v, config, scale=scale, starts=starts)[0]
 
 
@@ -53,12 +61,12 @@ def causal_attention(
     starts: list[int] | None = None,
 ) -> tuple[torch.Tensor, S2OStats]:
     """
-    `s2o_attention` that also counts the pairs it visited; here `config=None` means dense.
+    `s2o_attention` that also counts the pairs it visited, and trusts its inputs; here `config=None` means dense.
 
     Dense too, row by row: a sequence shorter than `config.crossover` keys, `config.tau == 0`, fewer queries than a
-    granule, and any input that needs a gradient, which skipped keys would bias. Padded pairs are never counted.
+    segment, for which cutting the past costs as much as attending it, and any input that needs a gradient, which
+    skipped keys would bias. Padded pairs are never counted.
     """
-    _check_inputs(query, key, value, starts)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     if needs_gradient:
@@ -84,50 +92,48 @@ def causal_attention(
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, config: S2OConfig | None, scale: float
 ) -> tuple[torch.Tensor, S2OStats]:
-    """Attention of rows without padding."""
+    """Attention of rows without padding. The numbers in the stats may be tensors on the device."""
     batch, heads, q_len, _ = query.shape
     kv_len = key.shape[2]
-    if config is None or config.tau == 0 or kv_len < config.crossover or q_len < config.granule:
-        pairs = batch * heads * count_causal_pairs(q_len, kv_len)
-        return _dense(query, key, value, scale), S2OStats(pairs, pairs)
-    return s2o_prefill(
-        query,
-        key,
-        value,
-        scale=scale,
-        tau=config.tau,
-        segment=config.segment,
-        granule=config.granule,
-        chunk=config.chunk,
-        patience=config.patience,
-        sink=config.sink,
-        local=config.local,
-    )
+    pairs, rows = batch * heads * count_causal_pairs(q_len, kv_len), batch * heads * q_len
+    if config is not None and (reason := _gpu_refusal(query, value, config)):
+        logger.warning_once(f"S2O runs dense: {reason}.")
+        config = None
+    shortest = 0 if config is None or isinstance(config.crossover, str) else config.crossover
+    if config is None or config.tau == 0 or kv_len < shortest or q_len < config.segment:
+        return dense_attention(query, key, value, scale), S2OStats(pairs, pairs, 0.0, rows)
+    with torch.no_grad():
+        out, visited, missed = prefill(query, key, value, scale, config)
+    return out, S2OStats(visited, pairs, missed, rows)
 
 
-def _dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Exact causal attention whose last query is the last key, never with a mask quadratic in the sequence."""
-    q_len, kv_len = query.shape[2], key.shape[2]
-    if q_len == 0:
-        return query.new_zeros(*query.shape[:3], value.shape[3])
-    options = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
-    if q_len == 1:
-        return F.scaled_dot_product_attention(query, key, value, **options)
-    if q_len == kv_len and query.shape[3] == value.shape[3]:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)
-    # FlashAttention knows this bias as a flag; any other kernel gets it written out whole, so there we write slices.
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[3] == value.shape[3]:
-        bias = causal_lower_right(q_len, kv_len)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, **options)
-    out = []
-    for begin in range(0, q_len, DENSE_ROWS):
-        rows = query[:, :, begin : begin + DENSE_ROWS]
-        seen = kv_len - q_len + begin + rows.shape[2]  # keys up to the slice's last query
-        mask = torch.ones(rows.shape[2], seen, dtype=torch.bool, device=query.device).tril(seen - rows.shape[2])
-        out.append(
-            F.scaled_dot_product_attention(rows, key[:, :, :seen], value[:, :, :seen], attn_mask=mask, **options)
-        )
-    return torch.cat(out, dim=2)
+def _gpu_refusal(query: torch.Tensor, value: torch.Tensor, config: S2OConfig) -> str | None:
+    """Why the kernel for GPUs cannot take these heads, as a sentence without its full stop; None if it can."""
+    if not query.is_cuda:
+        return None
+    head_dim = max(query.shape[3], value.shape[3])
+    if query.dtype not in GPU_DTYPES:
+        return f"on a GPU it attends in float16 or bfloat16, and the model is in {query.dtype}"
+    if head_dim > GPU_HEAD_DIM:
+        return f"on a GPU it takes head_dim up to {GPU_HEAD_DIM}, and this is {head_dim}"
+    if config.target_mass is not None:
+        return f"target_mass={config.target_mass} is for CPUs only; set tau instead"
+    return None
+
+
+def _check_numbers(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: list[int] | None) -> None:
+    """Refuses NaN among what is attended; padded keys may hold anything."""
+    for name, tensor in (("q", query), ("k", key), ("v", value)):
+        if not tensor.is_floating_point() or not (bad := tensor.isnan().flatten(3).any(-1).any(1)).any():
+            continue
+        offset = key.shape[2] - tensor.shape[2]
+        for row, position in bad.nonzero().tolist():
+            if not starts or position + offset >= starts[row]:
+                place = f"batch row {row} at position {position + offset}"
+                raise ValueError(
+                    f"{name} is NaN in {place}. Attention would spread it over all later rows: look for its source in "
+                    "the layers before, often an overflow in float16."
+                )
 
 
 def _check_inputs(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: list[int] | None) -> None:

@@ -1,40 +1,66 @@
-"""S2O prefill attention in readable torch: rank the past once per segment, visit it best first, stop early.
+"""S2O prefill attention in readable torch: permute the past into granules, visit the promising ones, stop early.
 
-One idea: softmax mass is thin, so a query needs few keys, if they come in the right order. The keys before a segment
-of queries are ranked once for the whole segment and KV head; every query then walks down that one order and drops out
-alone as soon as the keys it has just seen no longer add mass. What is near is attended exactly, before any ranking.
+One idea: softmax mass is thin, so a query needs few keys exactly. The past of a segment of queries is permuted into
+granules of like keys (`granules.py`). From a granule's mean and variance every query estimates what a visit would
+change, the promise. It visits the granules that promise `tau` or more, and what it leaves enters by its mean. Near
+keys (those of the query's own segment) and odd keys are attended exactly by all.
 
-Source: S2O, arXiv 2602.22575. The envelope bound in `_rank_granules` is that of Quest, arXiv 2406.10774.
+Here a visit is a mask over all logits, so this takes longer than dense attention. It is the oracle of the fast paths.
+
+Source: S2O, arXiv 2602.22575; docs/s2o.md tells where and why this differs.
 """
 
-from dataclasses import dataclass
+import itertools
+import math
+from dataclasses import dataclass, replace
 
 import torch
 
-# Ranking reads every PROBE_STRIDE-th query of a segment exactly. Closer probes rank no better on structured heads.
-PROBE_STRIDE = 16
-# Weight of a granule that one row may need badly against one that all rows want a little: at 0.03 a key that a single
-# row looks for enters the first 5 % of the order, and the mass recalled per visited key falls by a few percent only.
-NEED_WEIGHT = 0.03
-# A row stays until it has seen so many of its own most promising granules. The bound behind a promise is loose: what
-# a row really seeks was the first to third of them on structured heads, and with one alone some rows left too early.
-PROMISES = 4
+from .granules import cut_into_granules, order_by_likeness
+
+MAX_LIFT = 40 / 3  # of v / 2: beyond, a promise is above any threshold, and its square would not fit a float32
+# Steps of the grid in which `target_mass` looks for a row's threshold: half powers of two down to 2^-40.
+TARGET_BINS = 80
 
 
 @dataclass(frozen=True)
 class S2OStats:
-    """What one call has attended, in (query row, key) pairs summed over batch and query heads, near keys included."""
+    """
+    What one call has attended, summed over batch and query heads.
 
-    visited_pairs: int
+    Attributes:
+        visited_pairs, causal_pairs: (query, key) pairs attended exactly, near and odd keys included, and those of
+            dense attention. What a GPU has counted are tensors without dimensions.
+        missed_mass: softmax mass that was not visited, by estimate, summed over rows; with compensation it entered by
+            its means.
+        rows: query rows.
+        visits (`torch.Tensor` `[B, Hkv, segments, kv_len]`, *optional*): share of each segment's rows that visited
+            each key.
+    """
+
+    visited_pairs: int | torch.Tensor
     causal_pairs: int
+    missed_mass: float | torch.Tensor = 0.0
+    rows: int = 0
+    visits: torch.Tensor | None = None
 
     @property
     def density(self) -> float:
         """Visited share of the pairs of dense causal attention, 0 to 1."""
         return self.visited_pairs / max(self.causal_pairs, 1)
 
+    @property
+    def missed(self) -> float:
+        """Estimated softmax mass not visited, mean over rows, 0 to 1."""
+        return self.missed_mass / max(self.rows, 1)
+
     def __add__(self, other: "S2OStats") -> "S2OStats":
-        return S2OStats(self.visited_pairs + other.visited_pairs, self.causal_pairs + other.causal_pairs)
+        return S2OStats(
+            self.visited_pairs + other.visited_pairs,
+            self.causal_pairs + other.causal_pairs,
+            self.missed_mass + other.missed_mass,
+            self.rows + other.rows,
+        )
 
 
 def count_causal_pairs(q_len: int, kv_len: int) -> int:
@@ -50,192 +76,171 @@ def s2o_prefill(
     *,
     scale: float,
     tau: float,
-    segment: int,
-    granule: int,
-    chunk: int,
-    patience: int,
-    sink: int,
-    local: int,
+    target_mass: float | None = None,
+    segment: int = 512,
+    granule: int = 32,
+    compensate: bool = True,
+    tile: int = 1,
+    record: bool = False,
 ) -> tuple[torch.Tensor, S2OStats]:
-    """Causal attention that visits, per query, only as much of the past as still adds softmax mass.
+    """Causal attention that visits, per query, only those granules of the past that promise to change its output.
 
     Args:
         query: `[B, H, q_len, D]`, the last `q_len` positions of the sequence.
         key: `[B, Hkv, kv_len, D]` with `kv_len >= q_len` and `H` a multiple of `Hkv`.
         value: `[B, Hkv, kv_len, Dv]`; `Dv` may differ from `D`.
         scale: factor of the logits, usually `D**-0.5`.
-        tau: a chunk that brings a row less than this share of the mass it then holds is calm; 0 visits every key.
-        segment: queries that share one order. The queries given are cut into segments from their first one on.
-        granule: contiguous keys that are ranked and visited together.
-        chunk: keys visited between two tests, a multiple of `granule`.
-        patience: calm chunks running after which a row drops out, if it has seen its most promising granules.
-        sink: keys at the start of the sequence that every query attends.
-        local: keys right before the segment that every query of it attends.
+        tau: a granule that promises less than this share of the row's mass is not visited; 0 visits every key.
+        target_mass: lowers the threshold, row by row, until the estimated unvisited mass is at most `1 - target_mass`.
+        segment: queries that share one permutation of the past, and attend their own keys exactly. Segments lie at
+            multiples of it, counted in keys.
+        granule: one odd key and `granule - 1` like ones, which are judged and visited together; `segment` is `granule`
+            times a power of two.
+        compensate: whether unvisited granules enter by their means; else they are left out of the softmax.
+        tile: rows that decide together, after those of a segment were ordered by likeness; 1 lets each decide alone.
+        record: whether to fill `S2OStats.visits`.
 
     Returns:
-        `[B, H, q_len, Dv]` in the dtype of `query` (float32 inside), and the pairs visited.
+        `[B, H, q_len, Dv]` in the dtype of `query` (float32 inside), and what was visited.
     """
-    batch, heads, q_len, head_dim = query.shape
-    kv_heads, kv_len, value_dim = key.shape[1], key.shape[2], value.shape[3]
-    ratio = heads // kv_heads
-    grouped = query.reshape(batch, kv_heads, ratio, q_len, head_dim)
-    out = query.new_empty(batch, kv_heads, ratio, q_len, value_dim)
-    visited = 0
+    batch, heads, q_len, _ = query.shape
+    kv_heads, kv_len = key.shape[1], key.shape[2]
+    grouped = query.unflatten(1, (kv_heads, -1))  # [B, Hkv, ratio, q_len, D]
+    out = query.new_empty(*grouped.shape[:4], value.shape[3])
+    spans = segment_spans(q_len, kv_len, segment)
+    stats = S2OStats(0, batch * heads * count_causal_pairs(q_len, kv_len), 0.0, batch * heads * q_len)
+    visits = torch.zeros(batch, kv_heads, len(spans), kv_len) if record else None
     for b in range(batch):
-        for h in range(kv_heads):
-            # One KV head at a time: rows drop out head by head, so a batched walk would last as long as its most
-            # diffuse head. float32 once, here: logits rounded to bf16 would cost more than what S2O leaves out.
-            keys, values = key[b, h].float(), value[b, h].float()  # [kv_len, D], [kv_len, Dv]
-            envelope = _granule_envelope(keys, granule)
-            for begin in range(0, q_len, segment):
-                rows = slice(begin, min(begin + segment, q_len))
+        keys, values = key[b].float(), value[b].float()
+        metric = query_metric(grouped[b])
+        granules = cut_into_granules(keys, values, metric, segment, granule)
+        for index, (begin, end) in enumerate(spans):
+            first = begin // segment * segment  # first key of the segment
+            for h in range(kv_heads):
+                order, odd, mean, variance, mean_value = (part[h, : first // granule] for part in granules)
+                rows = slice(begin - (kv_len - q_len), end - (kv_len - q_len))
                 queries = grouped[b, h, :, rows].float() * scale  # [ratio, S, D]
-                softmax = OnlineSoftmax(queries.flatten(0, 1), value_dim)
-                start = kv_len - q_len + begin  # position of the segment's first query
-                near = _near_keys(start, granule, sink, local)
-                _attend_near(softmax, keys, values, near, start, rows.stop - begin)
-                if near[0] < near[1]:
-                    order, latest = _rank_granules(queries, keys, envelope, near, granule)
-                    _attend_ranked(softmax, keys, values, order, latest, tau, granule, chunk, patience)
-                out[b, h, :, rows] = softmax.output().view(ratio, -1, value_dim).to(out.dtype)
-                visited += softmax.visited_pairs
-    stats = S2OStats(visited, batch * heads * count_causal_pairs(q_len, kv_len))
-    return out.view(batch, heads, q_len, value_dim), stats
+                near = torch.cat([odd, torch.arange(first, end, device=key.device)])
+                base = _attend_near(queries, keys[h, near], values[h, near])
+                flat = queries.flatten(0, 1)  # [R, D]
+                promise, mass = judge(flat, mean, variance, base.log_mass, granule - 1)
+                if tile > 1:
+                    promise = _promise_of_tiles(flat, promise, tile)
+                visited = promise >= threshold(promise, mass, tau, target_mass)
+                result, missed = _attend_past(
+                    flat, base, keys[h, order], values[h, order], visited, mass, mean_value, compensate
+                )
+                out[b, h, :, rows] = result.view(queries.shape[0], -1, values.shape[2]).to(out.dtype)
+                pairs = queries.shape[0] * (count_causal_pairs(end - begin, end - first) + (end - begin) * len(odd))
+                pairs += int(visited.sum()) * (granule - 1)
+                stats += S2OStats(pairs, 0, float(missed.sum()), 0)
+                if visits is not None:
+                    visits[b, h, index, order] = visited.float().mean(0)[:, None].cpu()
+                    visits[b, h, index, near] = 1.0
+    return out.flatten(1, 2), replace(stats, visits=visits)
 
 
-class OnlineSoftmax:
-    """Running softmax attention of R rows: what each row holds of the keys it has visited so far.
-
-    Per row, float32: `peak` m, the largest logit; `mass` l = sum exp(logit - m); `acc` = sum exp(logit - m) * value.
-    """
-
-    def __init__(self, queries: torch.Tensor, value_dim: int):
-        rows = queries.shape[0]
-        self.queries = queries  # [R, D], scaled
-        self.peak = queries.new_full((rows, 1), -torch.inf)
-        self.mass = queries.new_zeros(rows, 1)
-        self.acc = queries.new_zeros(rows, value_dim)
-        self.visited_pairs = 0
-
-    def visit(
-        self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Let `rows` `[n]` attend `keys` `[K, D]`; `hidden` `[S, K]` marks pairs left out, the same every S rows.
-
-        Returns the marginal gain `[n]`: the share of the mass now held that these keys brought, 0 to 1. Every row must
-        see at least one key at its first visit, else its mass is undefined.
-        """
-        logits = self.queries[rows] @ keys.T  # [n, K]
-        self.visited_pairs += logits.numel()
-        if hidden is not None:
-            repeats = logits.view(-1, *hidden.shape)  # [n / S, S, K]
-            repeats.masked_fill_(hidden, -torch.inf)
-            self.visited_pairs -= repeats.shape[0] * int(hidden.sum())
-        peak = torch.maximum(self.peak[rows], logits.amax(-1, keepdim=True))
-        rescale = (self.peak[rows] - peak).exp()  # exp(m_old - m)
-        weights = logits.sub_(peak).exp_()
-        kept = self.mass[rows] * rescale
-        mass = kept + weights.sum(-1, keepdim=True)
-        self.acc[rows] = (self.acc[rows] * rescale).addmm_(weights, values)
-        self.peak[rows], self.mass[rows] = peak, mass
-        return (1 - kept / mass).squeeze(-1)
-
-    def output(self) -> torch.Tensor:
-        return self.acc / self.mass  # [R, Dv]
+def segment_spans(q_len: int, kv_len: int, segment: int) -> list[tuple[int, int]]:
+    """Key positions (begin, end) of the queries of each segment, cut at multiples of `segment`."""
+    first = kv_len - q_len
+    edges = [first, *range((first // segment + 1) * segment, kv_len, segment), kv_len]
+    return list(itertools.pairwise(edges)) if q_len else []
 
 
-def _near_keys(start: int, granule: int, sink: int, local: int) -> tuple[int, int]:
-    """(first, last): every query of the segment attends the keys before `first` and those from `last` on.
-
-    Both are cut on whole granules, widening what is near, so that what is ranked needs no mask.
-    """
-    last = max(0, start - local) // granule * granule
-    first = min(-(-sink // granule) * granule, last)
-    return first, last
+def query_metric(queries: torch.Tensor) -> torch.Tensor:
+    """`[Hkv, D]`: how much a difference between keys matters in each dimension to `queries [Hkv, ratio, q_len, D]`."""
+    return queries.float().square().mean((1, 2)).sqrt()
 
 
-def _attend_near(
-    softmax: OnlineSoftmax, keys: torch.Tensor, values: torch.Tensor, near: tuple[int, int], start: int, length: int
-) -> None:
-    """Pass 1: sinks, local keys and the causal window within the segment, exact; the first values of the softmax."""
-    first, last = near
-    position = torch.arange(keys.shape[0], device=keys.device)
-    position = torch.cat([position[:first], position[last : start + length]])  # [K]
-    future = position > position[-length:, None]  # [S, K], the last S keys are the queries' own
-    rows = torch.arange(softmax.queries.shape[0], device=keys.device)
-    softmax.visit(rows, keys[position], values[position], hidden=future)
+@dataclass(frozen=True)
+class Partial:
+    """Softmax attention over some keys: `out [R, Dv]`, normalized, and `log_mass [R]` = log sum exp(logit)."""
+
+    out: torch.Tensor
+    log_mass: torch.Tensor
 
 
-def _granule_envelope(keys: torch.Tensor, granule: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest and smallest value per dimension in each whole granule, [kv_len // granule, D] both."""
-    whole = keys.shape[0] // granule * granule
-    granules = keys[:whole].view(-1, granule, keys.shape[1])
-    return granules.amax(1), granules.amin(1)
+def _attend_near(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> Partial:
+    """Exact attention of `queries [ratio, S, D]`; the last S of the keys are their own, causal."""
+    logits = queries @ keys.T  # [ratio, S, keys]
+    future = torch.ones_like(logits[0], dtype=torch.bool).triu(keys.shape[0] - queries.shape[1] + 1)
+    logits = logits.masked_fill(future, -torch.inf).flatten(0, 1)
+    return Partial(logits.softmax(-1) @ values, logits.logsumexp(-1))
 
 
-def _rank_granules(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    envelope: tuple[torch.Tensor, torch.Tensor],
-    near: tuple[int, int],
-    granule: int,
+def judge(
+    queries: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, near_log_mass: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One order of the granules between the near keys, for all queries `[ratio, S, D]`.
-
-    Two things make a granule worth an early visit, and neither shows in the mean query that the paper ranks by:
-    - many rows want it: the mean share of mass that a sample of the queries, taken singly, really finds there;
-    - one row may want it badly: the largest share any single row could find there, by the bound
-      q.k <= sum_d max(q_d * high_d, q_d * low_d). Sampled queries never see a needle that only their neighbour seeks.
-
-    Returns the granules' indices, best first, and per row `[R]` the place in that order of the last granule that the
-    row must see before it may stop.
     """
-    first, last = near
-    length = queries.shape[1]
-    # Counted back from the segment's end: the last query of a prompt is always among the probes.
-    probes = queries[:, (length - 1) % PROBE_STRIDE :: PROBE_STRIDE].flatten(0, 1)  # [P, D]
-    found = (probes @ keys[first:last].T).softmax(-1)  # [P, keys]
-    wanted = found.mean(0).view(-1, granule).sum(-1)  # [granules]
+    What each granule may hold for each of `queries [R, D]` (scaled).
 
-    high, low = (bound[first // granule : last // granule] for bound in envelope)  # [granules, D]
-    rows = queries.flatten(0, 1)
-    ceiling = (rows.clamp(min=0) @ high.T).addmm_(rows.clamp(max=0), low.T)  # [R, granules]
-    needed = ceiling.softmax(-1).amax(0)  # [granules]
-    order = torch.maximum(wanted, NEED_WEIGHT * needed).argsort(descending=True)
-    promises = ceiling.topk(min(PROMISES, order.numel()), dim=-1).indices  # [R, PROMISES]
-    latest = order.argsort()[promises].amax(-1)  # [R]; the argsort of an order tells where in it each granule comes
-    return order + first // granule, latest
+    The logits of its n = `count` keys have the mean a = q . mean and, dimension by dimension, the variance
+    v = sum_d q_d^2 variance_d. Of a Gaussian,
+    - mass = n exp(a + v / 2) is the expected sum of exp(logit), and
+    - promise = sqrt(n) exp(a + w / 2) sqrt(exp(w) - 1) is its standard deviation, thus what a visit may change; with
+      w = 3 v / 2, since a visit too many costs less than one too few (measured, docs/s2o.md).
+
+    Returns:
+        promise `[R, G]` as a share of the row's estimated mass, and mass `[R, G]` relative to exp(near_log_mass).
+    """
+    centre = queries @ mean.T  # [R, G]
+    lift = (queries.square() @ variance.T / 2).clamp(max=MAX_LIFT)  # v / 2
+    log_mass = centre + lift + math.log(count)
+    row_log_mass = torch.cat([log_mass, near_log_mass[:, None]], -1).logsumexp(-1, keepdim=True)
+    log_promise = centre + (math.log(count) + 3 * lift + torch.expm1(3 * lift).log()) / 2
+    return (log_promise - row_log_mass).exp(), (log_mass - near_log_mass[:, None]).exp()
 
 
-def _attend_ranked(
-    softmax: OnlineSoftmax,
+def _promise_of_tiles(queries: torch.Tensor, promise: torch.Tensor, tile: int) -> torch.Tensor:
+    """Rows in tiles of like rows: each gets the root mean square promise of its tile."""
+    size = len(queries)
+    whole = size & -size >= tile
+    order = order_by_likeness(queries[None], tile)[0] if whole else torch.arange(size, device=queries.device)
+    shared = torch.empty_like(promise)
+    for rows in order.split(tile):
+        shared[rows] = promise[rows].square().mean(0).sqrt()
+    return shared
+
+
+def threshold(
+    promise: torch.Tensor, mass: torch.Tensor, tau: float, target_mass: float | None
+) -> torch.Tensor | float:
+    """
+    The promise `[R, 1]` down to which each row visits: `tau`, or less where `target_mass` asks for more.
+
+    Of a grid of half powers of two, that is the largest which leaves at most `1 - target_mass` of the mass unvisited;
+    `mass [R, G]` is relative to the near mass.
+    """
+    if target_mass is None:
+        return tau
+    bins = (-2 * promise.log2()).ceil().clamp(0, TARGET_BINS).long()  # bin b holds promises from 2^(-b/2) up
+    held = torch.zeros(mass.shape[0], TARGET_BINS + 1, device=mass.device).scatter_add_(1, bins, mass)
+    left = held.sum(-1, keepdim=True) - held.cumsum(-1)  # unvisited, if each bin were the last one visited
+    enough = left <= (1 - target_mass) * (1 + held.sum(-1, keepdim=True))
+    enough[:, -1] = True
+    return torch.exp2(enough.float().argmax(1, keepdim=True) / -2).clamp(max=tau)
+
+
+def _attend_past(
+    queries: torch.Tensor,
+    near: Partial,
     keys: torch.Tensor,
     values: torch.Tensor,
-    order: torch.Tensor,
-    latest: torch.Tensor,
-    tau: float,
-    granule: int,
-    chunk: int,
-    patience: int,
-) -> None:
-    """Pass 2: the ranked granules, chunk by chunk, by the rows that still gain.
-
-    Rows drop out singly, so queries need no order here. A tiled kernel stops whole tiles: it has to sort the queries
-    first, so that those that stop late share a tile.
+    visited: torch.Tensor,
+    mass: torch.Tensor,
+    mean_value: torch.Tensor,
+    compensate: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    rows = torch.arange(softmax.queries.shape[0], device=keys.device)
-    calm = torch.zeros_like(rows)  # chunks running in which the row gained less than tau
-    # A key prefix cut on whole granules: order never names the ragged rest, which is near.
-    whole = keys.shape[0] // granule * granule
-    key_granules = keys[:whole].view(-1, granule, keys.shape[1])
-    value_granules = values[:whole].view(-1, granule, values.shape[1])
-    seen = 0
-    for visited in order.split(chunk // granule):
-        seen += visited.numel()
-        gain = softmax.visit(rows, key_granules[visited].flatten(0, 1), value_granules[visited].flatten(0, 1))
-        # gain >= 0 always, so tau == 0 lets no row go: dense and exact.
-        calm = torch.where(gain < tau, calm + 1, 0)
-        staying = (calm < patience) | (latest[rows] >= seen)
-        rows, calm = rows[staying], calm[staying]
-        if rows.numel() == 0:
-            break
+    One softmax over near keys, `keys [G, n, D]` of the granules `visited [R, G]`, and, to compensate, the others by
+    their `mass [R, G]` and `mean_value [G, Dv]`. Returns `[R, Dv]` and the missed mass `[R]`, a share.
+    """
+    logits = queries @ keys.flatten(0, 1).T - near.log_mass[:, None]  # everything relative to the near mass
+    logits = logits.masked_fill(~visited.repeat_interleave(keys.shape[1], 1), -torch.inf)
+    logits = torch.cat([torch.zeros_like(near.log_mass)[:, None], logits], -1)  # the near mass itself is 1 = exp(0)
+    peak = logits.amax(-1, keepdim=True)
+    weights = (logits - peak).exp()
+    left = torch.where(visited, 0, mass) * (-peak).exp()
+    attended, missed = weights.sum(-1), left.sum(-1)
+    out = weights[:, :1] * near.out + weights[:, 1:] @ values.flatten(0, 1) + left @ mean_value * compensate
+    return out / (attended + missed * compensate)[:, None], missed / (attended + missed)

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 
 from hf_infeco import S2OConfig
 from hf_infeco.s2o.attention import causal_attention
-
-from .structured_heads import structured_heads
+from hf_infeco.training.testbed.structured_heads import structured_heads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,7 +61,7 @@ def test_smaller_tau_means_smaller_error_and_more_pairs():
     exact = F.scaled_dot_product_attention(heads.query, heads.key, heads.value, is_causal=True, enable_gqa=True)
     runs = [
         causal_attention(heads.query, heads.key, heads.value, S2OConfig(tau=tau, crossover=0))
-        for tau in (0.1, 0.02, 0.005, 0.001, 0.0)
+        for tau in (0.1, 1e-3, 1e-4, 1e-5, 0.0)
     ]
     errors = [relative_error(out, exact) for out, _ in runs]
     densities = [stats.density for _, stats in runs]
@@ -71,13 +70,13 @@ def test_smaller_tau_means_smaller_error_and_more_pairs():
     assert errors[-1] < 1e-5 and densities[-1] == 1
 
 
-def test_gaussian_noise_has_nothing_to_skip():
-    """The stop rule notices diffuse attention by itself and visits nearly everything, rather than be wrong."""
+def test_gaussian_noise_is_seen_through():
+    """Diffuse attention has nothing to skip. What is left out all the same enters by its means: errors stay small."""
     query, key, value = torch.randn(3, 1, 2, 2048, 64, generator=torch.Generator().manual_seed(0))
     exact = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     out, stats = causal_attention(query, key, value, DEFAULT)
-    assert stats.density > 0.9
-    assert relative_error(out, exact) < 0.05
+    assert stats.density > 0.5
+    assert relative_error(out, exact) < 0.1
 
 
 def test_structured_heads_are_seeded():

@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from hf_infeco import S2OConfig, s2o_attention
-from hf_infeco.s2o.attention import DENSE_ROWS, causal_attention
+from hf_infeco.s2o.attention import causal_attention
+from hf_infeco.s2o.dense import DENSE_ROWS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SPARSE = S2OConfig(tau=0.02, segment=64, chunk=32, local=16, crossover=0)
+SPARSE = S2OConfig(tau=0.02, segment=64, granule=16, crossover=0)
 LENGTH = 300
 
 
@@ -51,7 +52,7 @@ def test_padded_keys_are_never_visited(heads):
 def test_left_padding_of_a_filled_cache(heads):
     """A chunk of a chunked prefill: padding ends in the cache, in the chunk, or never."""
     query, key, value = heads
-    chunk = query[:, :, 200:]
+    chunk = query[:, :, 200:]  # more than a segment, of which row 1 attends a part, densely
     out = s2o_attention(chunk, key, value, SPARSE, starts=[40, 220, LENGTH])
     in_cache = s2o_attention(chunk[:1], key[:1, :, 40:], value[:1, :, 40:], SPARSE)
     in_chunk = s2o_attention(chunk[1:2, :, 20:], key[1:2, :, 220:], value[1:2, :, 220:], SPARSE)
@@ -70,16 +71,16 @@ def test_dense_runs_bit_for_bit_as_sdpa(heads, config):
 
 
 def test_a_row_that_padding_makes_short_runs_dense(heads):
-    config = S2OConfig(tau=0.1, segment=64, chunk=32, local=16, crossover=LENGTH)
+    config = S2OConfig(tau=0.1, segment=64, granule=16, crossover=LENGTH)
     _, unpadded = causal_attention(*heads, config)
     _, padded = causal_attention(*heads, config, starts=[10, 10, 10])
     assert unpadded.density < 1
     assert padded.density == 1
 
 
-def test_fewer_queries_than_a_granule_run_dense(heads):
+def test_fewer_queries_than_a_segment_run_dense(heads):
     query, key, value = heads
-    _, stats = causal_attention(query[:, :, -SPARSE.granule + 1 :], key, value, SPARSE)
+    _, stats = causal_attention(query[:, :, -SPARSE.segment + 1 :], key, value, SPARSE)
     assert stats.density == 1
 
 

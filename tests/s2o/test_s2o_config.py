@@ -14,32 +14,41 @@ def test_tau_is_a_share_of_mass(tau):
         S2OConfig(tau=tau)
 
 
-@pytest.mark.parametrize("field", ["segment", "granule", "chunk", "patience"])
-def test_sizes_are_positive(field):
-    with pytest.raises(ValueError, match=rf"S2OConfig\.{field}=0 is below its least value 1"):
-        S2OConfig(**{field: 0})
+@pytest.mark.parametrize("target_mass", [0.0, 1.0, -0.5, float("nan")])
+def test_target_mass_is_a_share_of_mass(target_mass):
+    with pytest.raises(ValueError, match=r"S2OConfig\.target_mass=.*0 < target_mass < 1.*tau=0 for all"):
+        S2OConfig(target_mass=target_mass)
 
 
-@pytest.mark.parametrize("field", ["sink", "local", "crossover"])
-def test_key_counts_are_not_negative(field):
-    with pytest.raises(ValueError, match=rf"S2OConfig\.{field}=-1 is below its least value 0"):
-        S2OConfig(**{field: -1})
-    assert getattr(S2OConfig(**{field: 0}), field) == 0
+@pytest.mark.parametrize("granule", [0, 8, 24, 64])
+def test_a_granule_is_one_that_every_kernel_takes(granule):
+    with pytest.raises(ValueError, match=rf"S2OConfig\.granule={granule} is none of \(16, 32\).*Use granule=32"):
+        S2OConfig(granule=granule)
 
 
-def test_a_segment_holds_whole_granules():
-    with pytest.raises(ValueError, match=r"segment=100 is no multiple of granule=8.*segment=104 or 96"):
-        S2OConfig(segment=100)
+@pytest.mark.parametrize(
+    "segment, way_out",
+    [(100, "segment=64 or 128"), (96, "segment=64 or 128"), (16, "segment=32 or 64"), (-512, "segment=32 or 64")],
+)
+def test_a_segment_halves_down_to_granules(segment, way_out):
+    with pytest.raises(ValueError, match=rf"segment={segment} is not granule=32 times a power of two.*{way_out}"):
+        S2OConfig(segment=segment)
 
 
-def test_a_chunk_holds_whole_granules():
-    with pytest.raises(ValueError, match=r"chunk=4 is no multiple of granule=8.*Use chunk=8\."):
-        S2OConfig(chunk=4)
+def test_the_crossover_is_a_number_or_measured():
+    assert S2OConfig().crossover == "auto" and S2OConfig(crossover=0).crossover == 0
+    with pytest.raises(ValueError, match=r"crossover='never' is neither a number of keys nor \"auto\""):
+        S2OConfig(crossover="never")
+    with pytest.raises(ValueError, match=r"crossover=-1 is below 0"):
+        S2OConfig(crossover=-1)
 
 
 def test_text_for_a_number_is_refused():
-    with pytest.raises(ValueError, match="segment"):
-        S2OConfig(segment="512")
+    for field in ("segment", "target_mass", "tau"):
+        with pytest.raises(ValueError, match=rf"S2OConfig\.{field}='512' is a str"):
+            S2OConfig(**{field: "512"})
+    with pytest.raises(ValueError, match=r"S2OConfig\.crossover=1.5 is a float"):
+        S2OConfig(crossover=1.5)
 
 
 def test_settings_are_keywords_and_frozen():
@@ -50,7 +59,7 @@ def test_settings_are_keywords_and_frozen():
 
 
 def test_json_round_trip_keeps_every_field():
-    config = S2OConfig(tau=0.01, segment=256, granule=16, chunk=64, patience=3, sink=5, local=7, crossover=11)
+    config = S2OConfig(tau=0.01, target_mass=0.9, segment=256, granule=16, compensate=False, crossover=11)
     assert S2OConfig.from_dict(json.loads(config.to_json_string())) == config
 
 

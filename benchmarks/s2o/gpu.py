@@ -1,0 +1,110 @@
+"""
+S2O's Triton kernel against the dense kernels that torch has for CUDA: `python -P -m hf_infeco.benchmarks.s2o.gpu`.
+
+Heads as a model of 8 billion parameters has them: 32 query heads on 8 KV heads of 128 dimensions, bfloat16. The result
+is `results/s2o_gpu.json`. Errors are those of a sample of rows against dense attention in float32.
+"""
+
+import json
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from hf_infeco.kernels.s2o.granules import cut_into_granules
+from hf_infeco.kernels.s2o.reference import query_metric
+from hf_infeco.training.testbed.structured_heads import structured_heads
+
+from ..measuring import median_seconds, results_folder, where
+from .inputs import Heads
+
+LENGTHS = (8192, 16384, 32768, 65536, 131072)
+TAUS = (0.1, 0.03, 0.01)
+TILES = (64, 128)
+DENSE = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+SAMPLED_ROWS = 256  # of each head, for the error
+REPEATS = 5
+SEGMENT, GRANULE = 512, 16
+
+
+def measure(lengths: tuple[int, ...], device: torch.device) -> list[dict]:
+    """One entry per length, tau and tile; all times of a length are taken in turn."""
+    from hf_infeco.kernels.s2o.triton import order_rows, s2o_prefill
+
+    entries = []
+    for seq_len in tqdm(lengths, desc="S2O on a GPU", unit="length"):
+        heads = large_heads(seq_len).to(torch.bfloat16).to(device)
+        rows = torch.linspace(0, seq_len - 1, SAMPLED_ROWS, device=device).long()
+        exact = dense_rows(heads, rows)
+        scale = heads.query.shape[-1] ** -0.5
+        grouped = heads.query.unflatten(1, (heads.key.shape[1], -1))[0]  # [Hkv, ratio, N, D]
+
+        def sparse(tau, tile, heads=heads, scale=scale):
+            return s2o_prefill(*heads, scale=scale, tau=tau, segment=SEGMENT, granule=GRANULE, tile=tile)
+
+        runs = {(tau, tile): lambda tau=tau, tile=tile: sparse(tau, tile) for tau in TAUS for tile in TILES}
+        preparations = {
+            "cut": lambda heads=heads, grouped=grouped: cut_into_granules(
+                heads.key[0], heads.value[0], query_metric(grouped), SEGMENT, GRANULE
+            ),
+            "order": lambda grouped=grouped: order_rows(grouped, 0, SEGMENT, TILES[0]),
+        }
+        dense = {name: lambda name=name, heads=heads: dense_by(name, heads) for name in DENSE}
+        everything = {**runs, **preparations, **dense}
+        for run in everything.values():  # compiles, chooses algorithms, fills the allocator's cache
+            run()
+        seconds = median_seconds(device, everything, REPEATS)
+        for (tau, tile), run in runs.items():
+            out, stats = run()
+            entries.append(
+                {
+                    "tokens": seq_len,
+                    "tau": tau,
+                    "tile": tile,
+                    "error": relative_error(out[:, :, rows], exact),
+                    "density": float(stats.density),
+                    "missed": float(stats.missed),
+                    "s2o_ms": 1e3 * seconds[tau, tile],
+                    **{f"{name}_ms": 1e3 * seconds[name] for name in (*preparations, *dense)},
+                    "speedup": min(seconds[name] for name in dense) / seconds[tau, tile],
+                    "dense_error": {name: relative_error(run()[:, :, rows], exact) for name, run in dense.items()},
+                }
+            )
+    return entries
+
+
+def large_heads(seq_len: int) -> Heads:
+    """32 query heads on 8 KV heads of 128 dimensions, float32, with the patterns that training leaves in heads."""
+    return Heads(*structured_heads(seq_len, num_heads=32, num_kv_heads=8, head_dim=128, seed=1)[:3])
+
+
+def dense_by(backend: str, heads: Heads) -> torch.Tensor:
+    """Causal attention by one kernel of `DENSE`, and no other."""
+    with sdpa_kernel(DENSE[backend]):
+        return F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
+
+
+def dense_rows(heads: Heads, rows: torch.Tensor) -> torch.Tensor:
+    """Causal attention of the query rows at positions `rows [R]`, in float32 and by KV head: `[1, H, R, Dv]`."""
+    query, key, value = heads
+    future = torch.arange(key.shape[2], device=key.device) > rows[:, None]  # [R, N]
+    outs = []
+    for queries, keys, values in zip(query[0].unflatten(0, (key.shape[1], -1)), key[0], value[0], strict=True):
+        logits = queries[:, rows].float() @ keys.float().T * keys.shape[-1] ** -0.5  # [ratio, R, N]
+        outs.append(logits.masked_fill(future, -torch.inf).softmax(-1) @ values.float())
+    return torch.cat(outs)[None]
+
+
+def relative_error(out: torch.Tensor, exact: torch.Tensor) -> float:
+    """Relative L2 error over all heads and sampled rows."""
+    return float((out.float() - exact).norm() / exact.norm())
+
+
+def main() -> None:
+    results = {"where": where("cuda"), "entries": measure(LENGTHS, torch.device("cuda"))}
+    (results_folder() / "s2o_gpu.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""All parts of the S2O benchmark, each of which replaces its entry in one JSON file."""
+
+import json
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from ..measuring import MODEL, results_folder, where
+from .fidelity import compare_rules, measure_error
+from .inputs import Captor
+from .speed import measure_speed
+from .tasks import recall, text_perplexity
+
+PARTS = ("speed", "error", "rules", "recall", "perplexity")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured."""
+
+    lengths: tuple[int, ...] = (4096, 8192, 16384, 32768)  # of the operator
+    rule_lengths: tuple[int, ...] = (8192, 16384)
+    task_lengths: tuple[int, ...] = (1024, 4096, 16384)
+    questions: int = 1024  # per length, in the recall part
+    windows: int = 8  # of real text, per length
+
+
+FULL = Extent()
+QUICK = Extent(lengths=(1024,), rule_lengths=(1024,), task_lengths=(1024,), questions=64, windows=1)
+
+
+def run(
+    parts: Collection[str] = PARTS,
+    extent: Extent = FULL,
+    model: Path | None = None,
+    out: Path | None = None,
+    plot: bool = False,
+) -> list[Path]:
+    """
+    Measure `parts` and write each to `out` as soon as it is done; the other entries of the file stay.
+
+    Args:
+        parts: names out of `PARTS`.
+        extent: how much is measured; `QUICK` takes less than a minute and shows no more than that everything runs.
+        model: folder of the recall model, the bundled one of the repository by default.
+        out: the file, by default `s2o.json` in `measuring.results_folder()`, or if not all is measured that `FULL`
+            measures, in the folder for temporary files.
+        plot: draw what is in the file, and what the rules visit; the pictures lie beside it.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: a part that is none, or a folder without a model.
+        ModuleNotFoundError: `plot` without matplotlib.
+    """
+    if plot:  # imported before anything is measured: matplotlib is an extra, and may be missing
+        from .plots import draw_all
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise ValueError(f"No part is called {', '.join(unknown)}; there are {', '.join(PARTS)}.")
+    model = model or MODEL
+    if not (model / "config.json").is_file():
+        raise ValueError(
+            f"There is no model in {model}. The bundled one lies in the repository's examples/models/recall: run from "
+            "a clone, or name a copy of that folder with --model."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    out = out or (results_folder() if extent == FULL else Path(tempfile.gettempdir())) / "s2o.json"
+    captor = cache(lambda: Captor(model, device))  # not every part needs it
+    measure = {
+        "speed": lambda: measure_speed(captor(), extent.lengths, device),
+        "error": lambda: measure_error(captor(), extent.lengths, device),
+        "rules": lambda: compare_rules(captor(), extent.rule_lengths, device),
+        "recall": lambda: recall(model, extent.task_lengths, device, extent.questions),
+        "perplexity": lambda: text_perplexity(model, extent.task_lengths, device, extent.windows),
+    }
+    results = json.loads(out.read_text()) if out.is_file() else {}
+    for part in parts:
+        results[part] = {"where": where(device), "entries": _rounded(measure[part]())}
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    if not plot:
+        return [out]
+    return [out, *draw_all(results, captor().heads(extent.rule_lengths[0], seed=1, last=1), out)]
+
+
+def _rounded(value):
+    """Floats to six significant digits, wherever they are: more would only be noise in the file's history."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    return [_rounded(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,82 @@
+"""Time against dense attention at a given error, over length, input, head_dim and dtype."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from math import sqrt
+
+import torch
+from tqdm import tqdm
+
+from ..measuring import median_seconds
+from .inputs import LAST_LAYERS, Captor, Heads, generated
+from .operator import cut, dense, distance, sparse, truly_missed
+
+POINTS = (0.05, 0.02, 0.01)  # relative L2 error against dense attention in float32
+LEAST_TAU, MOST_TAU, BISECTIONS = 1e-5, 0.3, 7  # which settles tau to 8 %
+REPEATS = 3
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def measure_speed(captor: Captor, lengths: tuple[int, ...], device: str) -> list[dict]:
+    """One entry per input, length, dtype and point: tau is chosen on seed 0, everything else measured on seed 1."""
+    entries = []
+    for seq_len in lengths:
+        makers: dict[str, Callable[[int], Heads]] = {
+            "generated, head_dim 64": lambda seed, at=seq_len: generated(at, 64, seed),
+            "generated, head_dim 128": lambda seed, at=seq_len: generated(at, 128, seed),
+            "captured, last two layers": lambda seed, at=seq_len: captor.heads(at, seed, LAST_LAYERS),
+        }
+        for name, make in tqdm(makers.items(), desc=f"speed at {seq_len}", unit="input"):
+            taus = _taus(make(0).to(device))
+            cell = {"input": name, "tokens": seq_len}
+            entries += [cell | entry for entry in _measure(make(1).to(device), taus)]
+    return entries
+
+
+def _taus(heads: Heads) -> dict[float, float]:
+    """The largest tau found for each point, without the points that even the least tau misses."""
+    reference = dense(heads)
+
+    @cache  # the points share their first steps
+    def error(tau: float) -> float:
+        return distance(sparse(heads, tau)[0], reference)["error"]
+
+    found = {}
+    for point in POINTS:
+        low, high = LEAST_TAU, MOST_TAU
+        for _ in range(BISECTIONS):
+            tau = sqrt(low * high)
+            low, high = (tau, high) if error(tau) <= point else (low, tau)
+        if low > LEAST_TAU:
+            found[point] = low
+    return found
+
+
+def _measure(heads: Heads, taus: dict[float, float]) -> Iterator[dict]:
+    """All times of an input are taken in turn; `speedup` is over the faster of the dense ones."""
+    by_dtype = {name: heads.to(dtype) for name, dtype in DTYPES.items()}
+    runs: dict[tuple, Callable] = {}
+    for name, cast in by_dtype.items():
+        runs[name, "dense"] = lambda cast=cast: dense(cast)
+        runs[name, "cut"] = lambda cast=cast: cut(cast)
+        runs |= {(name, tau): lambda cast=cast, tau=tau: sparse(cast, tau) for tau in taus.values()}
+    seconds = median_seconds(heads.query.device, runs, REPEATS)
+    fastest = min(seconds[name, "dense"] for name in DTYPES)
+    reference = dense(heads)
+    for name, cast in by_dtype.items():
+        dense_error = distance(dense(cast), reference)["error"]  # of the dtype alone
+        for point, tau in taus.items():
+            out, shares = sparse(cast, tau)
+            yield {
+                "dtype": name,
+                "point": point,
+                "tau": tau,
+                "error": distance(out, reference)["error"],
+                "dense_error": dense_error,
+                "dense_seconds": seconds[name, "dense"],
+                "s2o_seconds": seconds[name, tau],
+                "speedup": fastest / seconds[name, tau],
+                "ranking_share": seconds[name, "cut"] / seconds[name, tau],
+                **shares,
+                "truly_missed": truly_missed(heads, tau),
+            }

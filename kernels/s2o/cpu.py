@@ -1,0 +1,208 @@
+"""S2O prefill on CPUs: what all rows do alike, as matrix products by torch; `cpu_rows.py` holds the rest.
+
+Semantics are those of `reference.s2o_prefill` at `tile=1`. bfloat16 stays bfloat16 in all products, with float32 sums
+where the processor has the instruction (AVX-512 BF16); any other dtype is computed in float32.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..jit import map_on_threads
+from .cpu_rows import LANES, attend_rows, has_bfloat16
+from .granules import cut_into_granules
+from .reference import S2OStats, count_causal_pairs, query_metric, segment_spans
+
+NEAR_ROWS = 64  # of a segment that see the same near keys, or a mask
+
+
+@torch.no_grad()
+def s2o_prefill(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    scale: float,
+    tau: float,
+    target_mass: float | None = None,
+    segment: int = 512,
+    granule: int = 32,
+    compensate: bool = True,
+) -> tuple[torch.Tensor, S2OStats]:
+    """See `reference.s2o_prefill`. `granule` is a multiple of 16."""
+    batch, heads, q_len, _ = query.shape
+    kv_heads, kv_len, value_dim = key.shape[1], key.shape[2], value.shape[3]
+    dtype = torch.bfloat16 if query.dtype == torch.bfloat16 and has_bfloat16() else torch.float32
+    given = query.dtype
+    # Contiguous, so that no result hangs on how the inputs lie in memory.
+    query, key, value = (_lanes_wide(x).to(dtype).contiguous() for x in (query, key, value))
+    grouped = query.unflatten(1, (kv_heads, -1))  # [B, Hkv, ratio, q_len, D]
+    out = torch.empty(*grouped.shape[:4], value.shape[3], dtype=given)
+    spans = segment_spans(q_len, kv_len, segment)
+    rule = _Rule(scale, tau, target_mass, segment, granule, compensate)
+
+    def prepare(head: tuple[int, int]) -> _Past:
+        return _Past.of(grouped[head], key[head], value[head], segment, granule)
+
+    def attend(item: tuple[tuple[int, int], _Past, tuple[int, int]]) -> tuple[int, float]:
+        head, past, (begin, end) = item
+        rows = slice(begin - (kv_len - q_len), end - (kv_len - q_len))
+        first = begin // segment * segment
+        queries = grouped[head][:, rows]
+        near, log_mass = _attend_near(queries, key[head][first:end], value[head][first:end], scale)
+        result, visited, missed = rule.attend(queries.flatten(0, 1), near, log_mass, past, first // granule)
+        out[head][:, rows] = result.view(-1, end - begin, value.shape[3])
+        near_pairs = count_causal_pairs(end - begin, end - first) + (end - begin) * (first // granule)
+        return near_pairs * (heads // kv_heads) + visited * (granule - 1), missed
+
+    every_head = [(b, h) for b in range(batch) for h in range(kv_heads)]
+    pasts = map_on_threads(prepare, every_head)
+    # Late segments first: they take longest, and should not be what all wait for in the end.
+    items = [(head, past, span) for span in reversed(spans) for head, past in zip(every_head, pasts, strict=True)]
+    pairs, missed = (sum(column) for column in zip(*map_on_threads(attend, items), strict=True))
+    stats = S2OStats(pairs, batch * heads * count_causal_pairs(q_len, kv_len), missed, batch * heads * q_len)
+    return out.flatten(1, 2)[..., :value_dim], stats
+
+
+def _lanes_wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Zeros make the last dimension a multiple of `LANES`; they change neither logits nor outputs."""
+    missing = -tensor.shape[-1] % LANES
+    return F.pad(tensor, (0, missing)) if missing else tensor
+
+
+def _attend_near(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Exact causal attention of `queries [ratio, S, D]`, the last S positions of `keys [n, D]` and `values [n, Dv]`.
+
+    Returns:
+        out `[ratio * S, Dv]` in the dtype of `queries`, and log sum exp `[ratio * S]` in float32.
+    """
+    value_dim = values.shape[1]
+    width = max(keys.shape[1], value_dim)  # torch's kernel wants one width
+    queries, keys, values = (F.pad(x, (0, width - x.shape[-1])) for x in (queries, keys, values))
+    ratio, count, _ = queries.shape
+    offset = keys.shape[0] - count
+    pieces = []
+    # Torch's kernel computes what it masks: a step's last keys are the only ones that some of its rows do not see.
+    for begin in range(0, count, NEAR_ROWS):
+        rows = queries[None, :, begin : begin + NEAR_ROWS]
+        seen = offset + begin + rows.shape[2]
+        own = [x[:seen].expand(1, ratio, seen, width) for x in (keys, values)]
+        mask = _causal_mask(rows.shape[2], queries.dtype)
+        mask = F.pad(mask, (seen - rows.shape[2], 0))
+        pieces.append(
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(rows, *own, attn_mask=mask, scale=scale)
+        )
+    out, log_mass = (torch.cat(parts, 2) for parts in zip(*pieces, strict=True))
+    return out[..., :value_dim].flatten(0, 2), log_mass.flatten()
+
+
+@functools.cache
+def _causal_mask(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """`[1, 1, size, size]`: 0 where row i sees key j <= i, -inf elsewhere."""
+    return torch.full((1, 1, size, size), -torch.inf, dtype=dtype).triu(1)
+
+
+@dataclass(frozen=True)
+class _Past:
+    """
+    One KV head, cut into granules.
+
+    Attributes:
+        mean, variance (`[G, D]`), mean_value (`[G, Dv]`): of the granules, in the dtype of the keys.
+        keys, values: of all granules, and then the odd keys of all blocks, laid out for `walk` in vectors of 16 keys.
+    """
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    mean_value: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def of(cls, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: int, granule: int) -> "_Past":
+        """From `queries [ratio, q_len, D]`, `key [n, D]` and `value [n, Dv]` of one KV head."""
+        metric = query_metric(queries[None])
+        order, odd, *summary = (
+            part[0] for part in cut_into_granules(key[None], value[None], metric, segment, granule)
+        )
+        lanes = torch.cat([_whole_vectors(order), _whole_vectors(odd.view(-1, segment // granule))])
+        keys, values = _pack_keys(key[lanes]), _pack_values(value[lanes])
+        return cls(*(part.to(key.dtype) for part in summary), keys, values)
+
+
+def _whole_vectors(positions: torch.Tensor) -> torch.Tensor:
+    """`[groups, n]`, flat, each group filled up with its last position: `walk` passes over what is too much."""
+    missing = -positions.shape[1] % LANES
+    return torch.cat([positions, positions[:, -1:].expand(-1, missing)], 1).flatten()
+
+
+def _pack_keys(keys: torch.Tensor) -> torch.Tensor:
+    """`[n, D]` to one lane per key: `[vectors, D, 16]`, in bfloat16 `[vectors, D / 2, 16, 2]`."""
+    keys = keys.unflatten(0, (-1, LANES))
+    if keys.dtype == torch.bfloat16:
+        return keys.unflatten(-1, (-1, 2)).transpose(1, 2).contiguous()
+    return keys.mT.contiguous()
+
+
+def _pack_values(values: torch.Tensor) -> torch.Tensor:
+    """`[n, Dv]` as it is; in bfloat16 in pairs of keys: `[vectors, 8, Dv, 2]`."""
+    if values.dtype == torch.bfloat16:
+        return values.unflatten(0, (-1, LANES // 2, 2)).transpose(2, 3).contiguous()
+    return values
+
+
+class _Rule:
+    """How rows judge granules, and what follows from it for a segment."""
+
+    def __init__(
+        self, scale: float, tau: float, target_mass: float | None, segment: int, granule: int, compensate: bool
+    ):
+        self.segment, self.granule, self.compensate = segment, granule, compensate
+        may_miss = -1.0 if target_mass is None else 1 - target_mass
+        self.numbers = np.array([scale, granule - 1, tau, may_miss], dtype=np.float32)
+
+    def attend(
+        self, queries: torch.Tensor, near_out: torch.Tensor, near_log_mass: torch.Tensor, past: _Past, count: int
+    ) -> tuple[torch.Tensor, int, float]:
+        """
+        Output `[R, Dv]` of `queries [R, D]` over the near keys, told by their output and log mass, and the first
+        `count` granules; visited (row, granule) pairs, and the sum of the missed mass.
+        """
+        if count == 0:
+            return near_out, 0, 0.0
+        mean, variance, mean_value = (part[:count] for part in (past.mean, past.variance, past.mean_value))
+        vectors = self.granule // LANES
+        # Whole vectors of granules; what lies beyond `count` is computed with, and not looked at.
+        scores, bounds, weights = (queries.new_empty(len(queries), -(-count // LANES) * LANES) for _ in range(3))
+        torch.mm(queries, mean.T, out=scores[:, :count])
+        torch.mm(queries.square(), variance.T, out=bounds[:, :count])
+        acc = torch.zeros(len(queries), mean_value.shape[1])
+        shares = torch.empty(4, len(queries))
+        attend_rows(
+            *(_bits(scores), _bits(bounds), count, near_log_mass.numpy(), self.numbers, self.compensate),
+            *(_pairs(queries), _pairs(past.keys), _pairs(past.values), len(past.mean) * vectors, vectors),
+            self.segment // self.granule,
+            *((0,) * (queries.shape[1] // LANES), (0,) * (acc.shape[1] // LANES)),
+            *(_bits(weights), acc.numpy(), shares.numpy()),
+        )
+        near_share, total, missed, chosen = shares
+        acc.addcmul_(near_out.float(), near_share[:, None]).add_(weights[:, :count] @ mean_value)
+        visited = int(chosen.sum(dtype=torch.float64))
+        return acc.div_(total[:, None]), visited, float(missed.sum(dtype=torch.float64))
+
+
+def _bits(tensor: torch.Tensor) -> np.ndarray:
+    """For numba: float32, or the bits of bfloat16."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _pairs(tensor: torch.Tensor) -> np.ndarray:
+    """For `walk`: flat; float32, or pairs of bfloat16 as one int32."""
+    flat = tensor.flatten()
+    return (flat.view(torch.int32) if tensor.dtype == torch.bfloat16 else flat).numpy()

@@ -1,0 +1,399 @@
+"""
+What each row of S2O does alone on CPUs, compiled by numba: judge the granules, and walk along those that are visited.
+
+The inner loops are written as LLVM instructions on vectors of `LANES` numbers, which numba's own vectorizer would not
+find: `walk` has one lane per key, so that no sum goes across lanes, and keeps a row's output in registers along the
+whole list. All of it stands in one file, since numba's cache on disk notices changes in the file of a function only.
+"""
+
+import functools
+import math
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ..jit import jit
+from .reference import MAX_LIFT, TARGET_BINS
+
+LANES = 16  # keys side by side in a vector; machines with narrower registers split it
+ROWS = 32  # rows that share the odd keys in the cache
+PORTION = 64  # vectors of odd keys that all of them attend before the next
+MOST_MASS = np.float32(1e15)  # of a row, relative to where its weights are counted from
+# Not "fast": a NaN must stay one.
+SUMS = {"contract", "reassoc", "nsz"}
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies pairs of bfloat16 in one instruction."""
+    llvm.initialize_native_asmparser()  # `walk` names that instruction
+    return bool(llvm.get_host_cpu_features().get("avx512bf16"))
+
+
+# ---------------------------------------------------------------- rows
+
+
+@jit(SUMS)
+def _exp(x):
+    """exp of a float32 up to 88, to about 1e-7; a polynomial, since the library's is not vectorized."""
+    low = np.float32(-87.0)
+    clamped = low if x < low else x
+    power = np.floor(clamped * np.float32(1.44269504) + np.float32(0.5))  # x = power * ln(2) + rest
+    rest = clamped - power * np.float32(0.693359375) + power * np.float32(2.12194440e-4)
+    series = np.float32(1.9875691500e-4)
+    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        series = series * rest + np.float32(factor)
+    series = series * rest * rest + rest + np.float32(1.0)
+    return np.float32(0.0) if x < low else series * np.int32((np.int32(power) + 127) << 23).view(np.float32)
+
+
+@jit(SUMS)
+def attend_rows(
+    scores,  # [R, at least G] dot products with means
+    bounds,  # [R, at least G] and of squared queries with variances
+    count,  # G
+    near_log_mass,  # [R]
+    numbers,
+    compensate,
+    queries,
+    keys,
+    values,
+    odd_at,  # where the vectors of odd keys begin
+    vectors,  # of LANES keys in a granule, whose last lane is dead
+    block,  # granules in a block, and its odd keys
+    key_width,  # tuples whose lengths are constants of the compiled code
+    value_width,
+    weights,  # [R, at least G] out: what each mean value weighs
+    acc,  # [R, Dv] out, zeros before: sum of odd and visited values
+    shares,  # [4, R] out: near mass, total mass, missed share, granules visited
+):
+    """Row by row: attends odd keys, judges, visits, and writes the weights of what was not visited."""
+    row_count = bounds.shape[0]
+    odd_vectors = (block + LANES - 1) // LANES
+    odd_live = block - (odd_vectors - 1) * LANES
+    odd = np.empty(count // block * odd_vectors, np.int32)
+    for i in range(odd.size):
+        odd[i] = odd_at + i
+    chosen = np.empty(count * vectors, np.int32)
+    mass = np.empty(bounds.shape[1], np.float32)
+    square = np.empty(bounds.shape[1], np.float32)  # of the promise
+    held = np.empty(TARGET_BINS + 1, np.float32)
+    exact = np.empty(ROWS, np.float32)
+    width = queries.size // row_count
+    portion_size = max(PORTION // odd_vectors, 1) * odd_vectors
+    for begin in range(0, row_count, ROWS):
+        end = min(begin + ROWS, row_count)
+        # Relative to the near mass, which is then 1. Odd keys in portions that stay in the second-level cache.
+        exact[:] = 1
+        for first in range(0, odd.size, portion_size):
+            portion = odd[first : first + portion_size]
+            for row in range(begin, end):
+                place = (queries, row * width, keys, values, numbers[0], near_log_mass[row], acc, row)
+                exact[row - begin] += walk(
+                    *place, key_width, value_width, portion, portion.size, odd_vectors, odd_live
+                )
+        for row in range(begin, end):
+            peak = near_log_mass[row]
+            while True:
+                estimate(scores, bounds, row, peak, numbers, mass, square)
+                limit = _limit(mass[:count], square[:count], exact[row - begin], numbers, held)
+                visits = 0
+                for i in range(count):
+                    if square[i] >= limit:
+                        for v in range(vectors):
+                            chosen[visits + v] = i * vectors + v
+                        visits += vectors
+                        mass[i] = 0
+                left = np.float32(0)
+                for i in range(count):
+                    left += mass[i]
+                    store(weights, row, i, mass[i] if compensate else np.float32(0))
+                from_peak = (queries, row * width, keys, values, numbers[0], peak, acc, row)
+                attended = exact[row - begin]
+                if visits > 0:
+                    attended += walk(*from_peak, key_width, value_width, chosen, visits, vectors, LANES - 1)
+                shares[0, row] = _exp(near_log_mass[row] - peak)
+                shares[1, row] = attended + left if compensate else attended
+                shares[2, row] = left / (attended + left)
+                shares[3, row] = visits // vectors
+                if not attended + left > MOST_MASS:
+                    break
+                # Something lies so far above the near mass that squares or sums overflow: once more, from higher up.
+                peak += np.float32(60)
+                acc[row] = 0
+                from_peak = (queries, row * width, keys, values, numbers[0], peak, acc, row)
+                exact[row - begin] = _exp(near_log_mass[row] - peak)
+                exact[row - begin] += walk(*from_peak, key_width, value_width, odd, odd.size, odd_vectors, odd_live)
+
+
+@jit(SUMS)
+def _limit(mass, square, exact, numbers, held):
+    """The squared promise, relative like `square`, down to which a row visits; see `reference.threshold`."""
+    tau, may_miss = numbers[2], numbers[3]
+    all_mass = exact + mass.sum()
+    limit = tau * tau
+    if may_miss >= 0:
+        held[:] = 0
+        share = np.float32(1.0) / (all_mass * all_mass)
+        for i in range(mass.size):
+            # A square of 2^e or more, below 2^(e + 1), is of bin -e: its exponent is in its bits.
+            exponent = (np.float32(square[i] * share).view(np.int32) >> 23) - 127
+            held[min(max(-exponent, 0), TARGET_BINS)] += mass[i]
+        left = np.float32(0)
+        last = TARGET_BINS
+        while last > 0 and left + held[last] <= may_miss * all_mass:
+            left += held[last]
+            last -= 1
+        limit = min(limit, np.float32(2.0) ** np.float32(-last))
+    return limit * all_mass * all_mass
+
+
+# ---------------------------------------------------------------- vectors
+
+
+class _Vectors:
+    """Writes vector instructions of `LANES` lanes."""
+
+    def __init__(self, builder):
+        self.builder = builder
+        self.integer = ir.VectorType(ir.IntType(32), LANES)
+        self.float = ir.VectorType(ir.FloatType(), LANES)
+
+    def constant(self, kind: ir.VectorType, value: float) -> ir.Constant:
+        return ir.Constant(kind, [value] * LANES)
+
+    def load(self, pointer, kind: ir.VectorType):
+        return self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()), align=4)
+
+    def load_number(self, pointer, dtype):
+        """float32, or the bits of bfloat16 as float32."""
+        if dtype == types.float32:
+            return self.load(pointer, self.float)
+        half = ir.VectorType(ir.IntType(16), LANES)
+        bits = self.builder.load(self.builder.bitcast(pointer, half.as_pointer()), align=2)
+        bits = self.builder.shl(self.builder.zext(bits, self.integer), self.constant(self.integer, 16))
+        return self.builder.bitcast(bits, self.float)
+
+    def store(self, vector, pointer):
+        self.builder.store(vector, self.builder.bitcast(pointer, vector.type.as_pointer()), align=4)
+
+    def splat(self, number):
+        kind = ir.VectorType(number.type, LANES)
+        undefined = ir.Constant(kind, ir.Undefined)
+        first = self.builder.insert_element(undefined, number, ir.IntType(32)(0))
+        return self.builder.shuffle_vector(first, undefined, self.constant(self.integer, 0))
+
+    def lane(self, vector, index: int):
+        return self.builder.extract_element(vector, ir.IntType(32)(index))
+
+    def multiply_add(self, a, b, c):
+        return self.builder.fadd(self.builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+    def multiply_add_pairs(self, a, b, c):
+        """c + a0 b0 + a1 b1 per lane of two bfloat16."""
+        kind = ir.FunctionType(self.float, [self.float, self.integer, self.integer])
+        return self.builder.asm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v", [c, a, b], False)
+
+    def exp2(self, x):
+        """2^x in float32 to about 1e-7; 0 below -126, infinity from 128 on."""
+        builder = self.builder
+        low, high = self.constant(self.float, -126.0), self.constant(self.float, 128.0)
+        x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
+        x = builder.select(builder.fcmp_ordered(">", x, high), high, x)
+        # Made positive first, since conversion cuts off. Adding a large number would not survive "reassoc".
+        raised = builder.fptosi(builder.fadd(x, self.constant(self.float, 512.5)), self.integer)
+        power = builder.sub(raised, self.constant(self.integer, 512))
+        rest = builder.fsub(x, builder.sitofp(power, self.float))  # -1/2 to 1/2
+        series = self.constant(self.float, math.log(2) ** 6 / 720)
+        for k in range(5, -1, -1):
+            series = self.multiply_add(series, rest, self.constant(self.float, math.log(2) ** k / math.factorial(k)))
+        exponent = builder.shl(power, self.constant(self.integer, 23))
+        return builder.bitcast(builder.add(builder.bitcast(series, self.integer), exponent), self.float)
+
+    def to_pairs(self, x):
+        """Lanes 2 j and 2 j + 1 of a float vector as pair j of bfloat16, eight int32."""
+        builder = self.builder
+        bits = builder.bitcast(x, self.integer)
+        even = builder.and_(builder.lshr(bits, self.constant(self.integer, 16)), self.constant(self.integer, 1))
+        bits = builder.add(bits, builder.add(even, self.constant(self.integer, 0x7FFF)))
+        half = ir.VectorType(ir.IntType(32), LANES // 2)
+
+        def every_second(start: int):
+            return builder.shuffle_vector(bits, bits, ir.Constant(half, list(range(start, LANES, 2))))
+
+        low = builder.lshr(every_second(0), ir.Constant(half, [16] * (LANES // 2)))
+        high = builder.and_(every_second(1), ir.Constant(half, [0xFFFF0000] * (LANES // 2)))
+        return builder.or_(low, high)
+
+
+@intrinsic
+def store(typing, array, row, column, number):
+    """`array[row, column] = number` in float32, or rounded to the bits of bfloat16."""
+    rounded = array.dtype == types.uint16
+
+    def codegen(context, builder, signature, args):
+        held = context.make_array(signature.args[0])(context, builder, args[0])
+        width = builder.extract_value(held.shape, 1)
+        place = builder.gep(held.data, [builder.add(builder.mul(args[1], width), args[2])])
+        if not rounded:
+            builder.store(args[3], place)
+            return context.get_dummy_value()
+        bits = builder.bitcast(args[3], ir.IntType(32))
+        even = builder.and_(builder.lshr(bits, bits.type(16)), bits.type(1))
+        bits = builder.add(bits, builder.add(even, bits.type(0x7FFF)))
+        builder.store(builder.trunc(builder.lshr(bits, bits.type(16)), ir.IntType(16)), place)
+        return context.get_dummy_value()
+
+    return types.void(array, row, column, number), codegen
+
+
+@intrinsic
+def estimate(typing, scores, bounds, row, peak, numbers, mass, square):
+    """Fills `mass` and `square` (of the promise) for a row, relative to exp(peak); see `reference.judge`."""
+    args = (scores, bounds, row, peak, numbers, mass, square)
+
+    def codegen(context, builder, signature, given):
+        write = _Vectors(builder)
+        i64 = ir.IntType(64)
+        held = {i: context.make_array(signature.args[i])(context, builder, given[i]) for i in (0, 1, 4, 5, 6)}
+        count = builder.extract_value(held[5].shape, 0)
+        row_at = builder.mul(given[2], count)
+        scale, size = (write.splat(builder.load(builder.gep(held[4].data, [i64(i)]))) for i in range(2))
+        half = write.constant(write.float, 0.5)
+        to_log2 = write.constant(write.float, 1 / math.log(2))
+        most = write.constant(write.float, MAX_LIFT)
+        with cgutils.for_range_slice(builder, i64(0), count, i64(LANES), i64) as (at, _):
+            score, bound = (
+                builder.fmul(
+                    write.load_number(builder.gep(held[i].data, [builder.add(row_at, at)]), args[i].dtype), scale
+                )
+                for i in (0, 1)
+            )
+            lift = builder.fmul(builder.fmul(bound, scale), half)
+            lift = write.exp2(builder.fmul(builder.select(builder.fcmp_ordered(">", lift, most), most, lift), to_log2))
+            centre = write.exp2(builder.fmul(builder.fsub(score, write.splat(given[3])), to_log2))
+            mean_mass = builder.fmul(centre, lift)
+            write.store(builder.fmul(size, mean_mass), builder.gep(held[5].data, [at]))
+            cube = builder.fmul(builder.fmul(lift, lift), lift)
+            change = builder.fmul(builder.fmul(builder.fmul(centre, centre), cube), size)
+            change = builder.fmul(change, builder.fsub(cube, write.constant(write.float, 1.0)))
+            write.store(change, builder.gep(held[6].data, [at]))
+        return context.get_dummy_value()
+
+    return types.void(*args), codegen
+
+
+@intrinsic
+def walk(
+    typing,
+    queries,
+    query_at,
+    keys,
+    values,
+    scale,
+    peak,
+    acc,
+    row,
+    key_width,
+    value_width,
+    chosen,
+    visits,
+    vectors,
+    live,
+):
+    """
+    Adds to `acc[row]` the values of the chosen vectors of keys, each weighing exp(scale q . k - peak); returns the sum
+    of the weights. `keys` and `values` are flat, as `_pack_keys` and `_pack_values` leave them. Of every `vectors`
+    vectors, the last has `live` keys, and its other lanes do not count.
+    """
+    args = (
+        queries,
+        query_at,
+        keys,
+        values,
+        scale,
+        peak,
+        acc,
+        row,
+        key_width,
+        value_width,
+        chosen,
+        visits,
+        vectors,
+        live,
+    )
+    paired = keys.dtype == types.int32
+    steps = key_width.count * LANES // (2 if paired else 1)  # numbers of a query: single, or pairs
+    outputs = value_width.count  # vectors of an output row
+
+    def codegen(context, builder, signature, given):
+        write = _Vectors(builder)
+        i64 = ir.IntType(64)
+
+        def data(index: int):
+            return context.make_array(signature.args[index])(context, builder, given[index]).data
+
+        query_data, key_data, value_data, chosen_data, acc_data = (data(i) for i in (0, 2, 3, 10, 6))
+        multiply_add = write.multiply_add_pairs if paired else write.multiply_add
+        kind = write.integer if paired else write.float
+        value_steps = LANES // 2 if paired else LANES
+        out_row = builder.gep(acc_data, [builder.mul(given[7], i64(outputs * LANES))])
+        to_log2 = ir.FloatType()(1.4426950408889634)
+        factor = write.splat(builder.fmul(given[4], to_log2))
+        offset = write.splat(builder.fmul(given[5], to_log2))
+
+        out_places = [builder.gep(out_row, [i64(c * LANES)]) for c in range(outputs)]
+        held = [write.load(place, write.float) for place in out_places]
+
+        # Loop-carried registers, as phi nodes.
+        before, loop, after = builder.block, builder.append_basic_block("granule"), builder.append_basic_block("done")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        step = builder.phi(i64)
+        step.add_incoming(i64(0), before)
+        zero = write.constant(write.float, 0.0)
+        carried = [builder.phi(write.float) for _ in range(outputs + 1)]
+        for register, initial in zip(carried, [*held, zero], strict=True):
+            register.add_incoming(initial, before)
+
+        index = builder.sext(builder.load(builder.gep(chosen_data, [step])), i64)
+        key_start = builder.gep(key_data, [builder.mul(index, i64(steps * LANES))])
+        value_start = builder.gep(value_data, [builder.mul(index, i64(value_steps * outputs * LANES))])
+        sums = [zero] * 4  # independent, so that one addition need not wait for the other
+        for d in range(steps):
+            number = builder.load(builder.gep(query_data, [builder.add(given[1], i64(d))]))
+            key = write.load(builder.gep(key_start, [i64(d * LANES)]), kind)
+            sums[d % 4] = multiply_add(write.splat(number), key, sums[d % 4])
+        logits = builder.fadd(builder.fadd(sums[0], sums[1]), builder.fadd(sums[2], sums[3]))
+        weights = write.exp2(builder.fsub(builder.fmul(logits, factor), offset))
+        is_last = builder.icmp_signed("==", builder.srem(step, given[12]), builder.sub(given[12], i64(1)))
+        lanes = builder.trunc(builder.select(is_last, given[13], i64(LANES)), ir.IntType(32))
+        is_live = builder.icmp_signed("<", ir.Constant(write.integer, list(range(LANES))), write.splat(lanes))
+        weights = builder.select(is_live, weights, zero)
+        factors = write.to_pairs(weights) if paired else weights
+        results = list(carried[:outputs])
+        for j in range(value_steps):
+            weight = write.splat(write.lane(factors, j))
+            for c in range(outputs):
+                place = builder.gep(value_start, [i64((j * outputs + c) * LANES)])
+                results[c] = multiply_add(weight, write.load(place, kind), results[c])
+        results.append(builder.fadd(carried[outputs], weights))
+        for register, result in zip(carried, results, strict=True):
+            register.add_incoming(result, builder.block)
+        following = builder.add(step, i64(1))
+        step.add_incoming(following, builder.block)
+        builder.cbranch(builder.icmp_signed("<", following, given[11]), loop, after)
+
+        builder.position_at_end(after)
+        for place, result in zip(out_places, results, strict=False):
+            write.store(result, place)
+        total = ir.FloatType()(0.0)
+        for lane in range(LANES):
+            total = builder.fadd(total, write.lane(results[outputs], lane))
+        return total
+
+    return types.float32(*args), codegen

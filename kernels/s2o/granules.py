@@ -1,0 +1,109 @@
+"""
+The past of a sequence cut into granules, small groups of like keys told by mean and variance, and odd keys.
+
+One idea: keys that are alike get alike weight from any query, wherever in the text they lie. So a block of keys is
+permuted until neighbours are alike (an index array, made anew for every prompt), and a granule of neighbours is judged
+as one, by the mean and the variance of its keys: whether it is worth a visit, and what it weighs without one. A few
+keys are like no other (sinks, the stripes that whole segments look at). They would spoil any granule; every query
+attends them exactly.
+
+Source: S2O, arXiv 2602.22575, orders keys by one score per segment; here likeness orders them (docs/s2o.md tells why).
+"""
+
+from typing import NamedTuple
+
+import torch
+
+DIRECTIONS = 24  # of likeness: those that follow tell no two keys apart
+POWER_STEPS = 3  # towards the principal direction; more of them cut no better
+
+
+class Granules(NamedTuple):
+    """
+    Keys of H heads in G granules of `size - 1` like keys and, for each granule, one odd key.
+
+    Attributes:
+        order (`torch.Tensor` of int64, `[H, G, size - 1]`): positions of the keys of each granule.
+        odd (`torch.Tensor` of int64, `[H, G]`): positions of the odd keys, which belong to no granule.
+        mean, variance (`torch.Tensor` of float32, `[H, G, D]`): of the keys, in each dimension.
+        value (`torch.Tensor` of float32, `[H, G, Dv]`): mean value.
+    """
+
+    order: torch.Tensor
+    odd: torch.Tensor
+    mean: torch.Tensor
+    variance: torch.Tensor
+    value: torch.Tensor
+
+
+def cut_into_granules(
+    keys: torch.Tensor, values: torch.Tensor, metric: torch.Tensor, block: int, size: int
+) -> Granules:
+    """
+    Granules of all whole blocks of `block` keys; `block` is `size` times a power of two.
+
+    Args:
+        keys, values: `[H, n, D]` and `[H, n, Dv]`.
+        metric: `[H, D]`, how much a difference in each dimension moves a logit: the queries' root mean square.
+    """
+    heads, length, dim = keys.shape
+    whole = length // block * block
+    points = keys[:, :whole].float() * metric[:, None]
+    points = points.reshape(-1, block, dim)  # [H * blocks, block, D]
+    oddness = (points - points.mean(1, keepdim=True)).square().sum(-1)
+    by_oddness = oddness.argsort(1, descending=True)
+    odd, rest = by_oddness.split([block // size, block - block // size], dim=1)
+    order = rest.gather(1, order_by_likeness(_take(_principal(points, heads), rest), size - 1))
+    starts = torch.arange(0, whole, block, device=keys.device)[:, None]
+
+    def in_sequence(indices: torch.Tensor) -> torch.Tensor:
+        return (indices.reshape(heads, -1, indices.shape[1]) + starts).flatten(1)
+
+    order, odd = in_sequence(order).unflatten(1, (-1, size - 1)), in_sequence(odd)
+    grouped = _take(keys, order).float()  # [H, G, size - 1, D]
+    mean = grouped.mean(2)
+    variance = (grouped - mean[:, :, None]).square().mean(2)
+    return Granules(order, odd, mean, variance, _take(values, order).float().mean(2))
+
+
+def _principal(points: torch.Tensor, heads: int) -> torch.Tensor:
+    """`points [heads * blocks, n, D]` in the at most `DIRECTIONS` dimensions in which those of a head differ most."""
+    spread = points.reshape(heads, -1, points.shape[2])
+    spread = spread - spread.mean(1, keepdim=True)
+    covariance = spread.mT @ spread  # [heads, D, D]
+    # Orthogonal iteration: near enough to the principal directions. An eigensolver would make the host wait for a GPU.
+    directions = covariance[..., :DIRECTIONS]
+    for _ in range(2):
+        directions = torch.linalg.qr(covariance @ directions).Q  # [heads, D, DIRECTIONS]
+    return (spread @ directions).view(*points.shape[:2], directions.shape[-1])
+
+
+def order_by_likeness(points: torch.Tensor, size: int) -> torch.Tensor:
+    """
+    Permutes each block of `points [B, n, D]` so that every run of `size` neighbours is alike; `n = size * 2**k`.
+
+    A tree of halvings: each part is cut at its median along its principal direction.
+
+    Returns:
+        `torch.Tensor` of int64 `[B, n]`, indices into the block.
+    """
+    batch, length, dim = points.shape
+    order = torch.arange(length, device=points.device).expand(batch, length)
+    parts = points
+    while parts.shape[1] > size:
+        centered = parts - parts.mean(1, keepdim=True)  # [parts, m, D]
+        # Any start but an unlucky one converges; the farthest point is never orthogonal to the principal direction.
+        farthest = centered.square().sum(-1).argmax(1)
+        direction = centered[torch.arange(len(centered), device=points.device), farthest][..., None]
+        for _ in range(POWER_STEPS):
+            direction = torch.nn.functional.normalize(centered.mT @ (centered @ direction), dim=1)
+        halves = (centered @ direction).squeeze(-1).argsort(1)  # [parts, m]
+        order = order.reshape(halves.shape).gather(1, halves).view(batch, length)
+        parts = _take(parts, halves).view(-1, halves.shape[1] // 2, dim)
+    return order
+
+
+def _take(tensor: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """`tensor [H, n, D]` at `positions [H, ...]`: `[H, ..., D]`."""
+    heads = torch.arange(tensor.shape[0], device=tensor.device).view(-1, *[1] * (positions.ndim - 1))
+    return tensor[heads, positions]

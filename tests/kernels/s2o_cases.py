@@ -1,0 +1,45 @@
+"""What the kernels of S2O are tested on: heads with patterns, dense attention, and a tau at which decisions matter."""
+
+import torch
+
+from hf_infeco.kernels.s2o import reference
+from hf_infeco.training.testbed.structured_heads import structured_heads
+
+
+def make_case(length, *, q_len=None, head_dim=64, value_dim=None, ratio=2, kv_heads=1, batch=1, dtype=torch.float32):
+    """Heads with patterns to leave out; queries are the last `q_len` positions."""
+    shape = dict(num_heads=ratio * kv_heads, num_kv_heads=kv_heads, head_dim=head_dim, needles=0)
+    heads = [structured_heads(length, seed=seed, **shape)[:3] for seed in range(batch)]
+    query, key, value = (torch.cat(parts).to(dtype) for parts in zip(*heads))
+    return query[:, :, length - (q_len or length) :], key, value[..., :value_dim]
+
+
+def dense(query, key, value):
+    """The definition, float32: softmax of scaled logits over the keys not after the query."""
+    ratio = query.shape[1] // key.shape[1]
+    key, value = (x.float().repeat_interleave(ratio, 1) for x in (key, value))
+    logits = query.float() @ key.mT * query.shape[-1] ** -0.5
+    future = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(logits.shape[-1] - logits.shape[-2] + 1)
+    return logits.masked_fill(future, -torch.inf).softmax(-1) @ value
+
+
+def distance(out, expected):
+    return float((out - expected).norm() / expected.norm())
+
+
+def half_visited(query, key, value, **settings):
+    """The reference at a tau at which it visits about half of what it may choose from: wrong decisions show there."""
+
+    def at(tau):
+        return reference.s2o_prefill(query, key, value, scale=query.shape[-1] ** -0.5, tau=tau, **settings)
+
+    near, low, high = at(1e9)[1].visited_pairs, 1e-8, 1e2
+    for _ in range(12):
+        tau = (low * high) ** 0.5
+        out, stats = at(tau)
+        share = (stats.visited_pairs - near) / (stats.causal_pairs - near)
+        if 0.4 < share < 0.6:
+            break
+        low, high = (tau, high) if share > 0.5 else (low, tau)
+    assert 0.05 < share < 0.95, "no tau tells right decisions from wrong ones in this case"
+    return tau, out.float(), stats

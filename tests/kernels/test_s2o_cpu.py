@@ -1,0 +1,125 @@
+"""S2O's CPU kernel computes what the reference does."""
+
+import pytest
+import torch
+
+from hf_infeco.kernels.s2o import cpu
+from hf_infeco.kernels.s2o.reference import count_causal_pairs
+
+from .s2o_cases import dense, distance, half_visited, make_case
+
+SEGMENT, GRANULE = 64, 16
+ROUNDING = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def run(query, key, value, tau, **settings):
+    settings = {"segment": SEGMENT, "granule": GRANULE} | settings
+    out, stats = cpu.s2o_prefill(query, key, value, scale=query.shape[-1] ** -0.5, tau=tau, **settings)
+    assert out.dtype == query.dtype and out.shape == (*query.shape[:3], value.shape[3])
+    return out.float(), stats
+
+
+def check_exact(query, key, value, tolerance=None, **settings):
+    """At tau = 0 all is visited."""
+    tolerance = tolerance or (1e-5 if query.dtype == torch.float32 else 2 * ROUNDING[query.dtype])
+    out, stats = run(query, key, value, 0.0, **settings)
+    torch.testing.assert_close(out, dense(query, key, value), rtol=tolerance, atol=tolerance)
+    pairs = query.shape[0] * query.shape[1] * count_causal_pairs(query.shape[2], key.shape[2])
+    assert stats.visited_pairs == stats.causal_pairs == pairs
+    assert stats.missed_mass == 0
+
+
+def check_like_reference(query, key, value, **settings):
+    """In float32 far nearer to the reference than that is to dense attention; in any dtype, the same decisions."""
+    settings = {"segment": SEGMENT, "granule": GRANULE} | settings
+    tau, expected, wanted = half_visited(query, key, value, **settings)
+    left_out = distance(expected, dense(query, key, value))
+    out, stats = run(query, key, value, tau, **settings)
+    allowed = min(ROUNDING[query.dtype], left_out / 3) if query.dtype == torch.float32 else ROUNDING[query.dtype]
+    assert distance(out, expected) < allowed
+    is_exact = query.dtype == torch.float32
+    assert stats.visited_pairs == pytest.approx(wanted.visited_pairs, rel=1e-4 if is_exact else 2e-2)
+    assert stats.missed_mass == pytest.approx(wanted.missed_mass, rel=1e-3 if is_exact else 5e-2)
+    assert (stats.causal_pairs, stats.rows) == (wanted.causal_pairs, wanted.rows)
+
+
+SHAPES = [
+    dict(length=200, head_dim=64, ratio=1, batch=2, kv_heads=2),
+    dict(length=170, head_dim=80, ratio=2, dtype=torch.float16),
+    dict(length=200, head_dim=96, value_dim=64, ratio=3),
+    dict(length=200, head_dim=64, value_dim=48, ratio=4, dtype=torch.bfloat16),
+    dict(length=150, head_dim=128, ratio=8),
+    dict(length=170, head_dim=256, ratio=2, dtype=torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_tau_zero_is_dense_for_every_head_shape(shape):
+    check_exact(*make_case(**shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_is_left_out_is_what_the_reference_leaves_out(shape):
+    check_like_reference(*make_case(**shape))
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, SEGMENT - 1, SEGMENT, SEGMENT + 1, 97, 3 * SEGMENT])
+def test_tau_zero_is_dense_at_every_length(length):
+    check_exact(*make_case(length))
+
+
+@pytest.mark.parametrize("q_len, kv_len", [(1, 200), (5, 131), (SEGMENT, 200), (SEGMENT, 192), (SEGMENT + 1, 199)])
+def test_queries_may_be_the_end_of_a_longer_cache(q_len, kv_len):
+    case = make_case(kv_len, q_len=q_len, kv_heads=2)
+    check_exact(*case)
+    check_like_reference(*case)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"compensate": False}, {"target_mass": 0.98}, {"granule": 32, "segment": 128}, {"segment": 32}, {"segment": 16}],
+    ids=str,
+)
+def test_every_setting_is_the_reference_s(settings):
+    check_like_reference(*make_case(300, ratio=4), **settings)
+
+
+def test_transposed_inputs_give_the_same():
+    """Models hand over `[B, L, H, D]` tensors transposed, so nothing here is contiguous."""
+    case = make_case(200, kv_heads=2, batch=2)
+    strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in case]
+    assert torch.equal(run(*case, 0.1)[0], run(*strided, 0.1)[0])
+
+
+def test_huge_logits_do_not_overflow():
+    query, key, value = make_case(200)
+    check_exact(query * 10, key * 10, value, tolerance=1e-3)
+
+
+def test_a_past_far_above_the_near_keys_does_not_overflow():
+    """The row's own segment weighs exp(-200) of what an earlier key does: sums relative to it would be infinite."""
+    query, key, value = make_case(200, kv_heads=1)
+    key[..., SEGMENT:, :] *= 0.01
+    key[..., 5, :] = query[0, 0, -1] * 4
+    check_exact(query * 3, key * 3, value, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_gives_the_same(threads):
+    case = make_case(300, kv_heads=2)
+    expected = run(*case, 0.1)[0]
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(run(*case, 0.1)[0], expected)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_nan_stays_one():
+    query, key, value = make_case(200)
+    value[..., 150, :] = torch.nan
+    out, _ = run(query, key, value, 0.0)
+    assert out[..., 160:, :].isnan().all() and out[..., :128, :].isfinite().all()
