@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_infeco import S2OConfig
+from hf_infeco.kernels.jit import map_on_threads
 from hf_infeco.kernels.s2o.granules import cut_into_granules
 from hf_infeco.kernels.s2o.reference import query_metric
 from hf_infeco.s2o.attention import causal_attention
@@ -42,7 +43,15 @@ def truly_missed(heads: Heads, tau: float = DEFAULT_TAU) -> float:
 def cut(heads: Heads) -> None:
     """What S2O does before it attends: order the past and sum it up."""
     config, query = S2OConfig(), heads.query[0].unflatten(0, (heads.key.shape[1], -1))
-    cut_into_granules(heads.key[0], heads.value[0], query_metric(query), config.segment, config.granule)
+
+    def of_some(some: slice) -> None:
+        metric = query_metric(query[some])
+        cut_into_granules(heads.key[0, some], heads.value[0, some], metric, config.segment, config.granule)
+
+    if heads.key.is_cuda:
+        of_some(slice(None))
+    else:  # as the CPU kernel does: a KV head each
+        map_on_threads(of_some, [slice(h, h + 1) for h in range(len(query))])
 
 
 def dense(heads: Heads) -> torch.Tensor:

@@ -14,7 +14,7 @@ class S2OConfig(MethodConfig, method="s2o"):
     How much of the past a prefill query visits. `tau` is the dial; the rest was chosen by measurement (docs/s2o.md).
 
     Args:
-        tau (`float`, defaults to 0.004): a granule of keys that promises to change less than this share of a query's
+        tau (`float`, defaults to 0.002): a granule of keys that promises to change less than this share of a query's
             softmax mass is not visited, 0 <= tau < 1; 0 is dense and exact.
         target_mass (`float`, *optional*): visit more, query by query, until this share of the softmax mass is visited
             by estimate, 0 < target_mass < 1. On CPUs.
@@ -30,7 +30,7 @@ class S2OConfig(MethodConfig, method="s2o"):
         ValueError: naming the field, its value, the allowed range and the way out.
     """
 
-    tau: float = field(default=0.004, metadata={"help": "least promised share of the mass; 0 is exact"})
+    tau: float = field(default=0.002, metadata={"help": "least promised share of the mass; 0 is exact"})
     target_mass: float | None = field(default=None, metadata={"help": "share of the mass to visit at least"})
     segment: int = field(default=512, metadata={"help": "queries that share one order of the past"})
     granule: int = field(default=32, metadata={"help": "like keys that are judged and visited together"})

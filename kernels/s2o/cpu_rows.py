@@ -20,8 +20,8 @@ from ..jit import jit
 from .reference import MAX_LIFT, TARGET_BINS
 
 LANES = 16  # keys side by side in a vector; machines with narrower registers split it
-ROWS = 32  # rows that share the odd keys in the cache
-PORTION = 64  # vectors of odd keys that all of them attend before the next
+ROWS = 64  # rows that share keys in the cache
+PORTION = 64  # vectors of keys that all of them attend before the next
 MOST_MASS = np.float32(1e15)  # of a row, relative to where its weights are counted from
 # Not "fast": a NaN must stay one.
 SUMS = {"contract", "reassoc", "nsz"}
@@ -71,63 +71,79 @@ def attend_rows(
     acc,  # [R, Dv] out, zeros before: sum of odd and visited values
     shares,  # [4, R] out: near mass, total mass, missed share, granules visited
 ):
-    """Row by row: attends odd keys, judges, visits, and writes the weights of what was not visited."""
+    """
+    Attends the odd keys, judges, attends what is to be visited, and writes the weights of all else.
+
+    `ROWS` rows at a time go through the keys in portions, so that these stay in the second-level cache.
+    """
     row_count = bounds.shape[0]
-    odd_vectors = (block + LANES - 1) // LANES
+    width = queries.size // row_count
+    odd_vectors = (block + LANES - 1) // LANES  # of a block
     odd_live = block - (odd_vectors - 1) * LANES
-    odd = np.empty(count // block * odd_vectors, np.int32)
-    for i in range(odd.size):
-        odd[i] = odd_at + i
-    chosen = np.empty(count * vectors, np.int32)
+    odd = odd_at + np.arange(count // block * odd_vectors).astype(np.int32)
+    odd_portion = max(PORTION // odd_vectors, 1) * odd_vectors
     mass = np.empty(bounds.shape[1], np.float32)
     square = np.empty(bounds.shape[1], np.float32)  # of the promise
     held = np.empty(TARGET_BINS + 1, np.float32)
-    exact = np.empty(ROWS, np.float32)
-    width = queries.size // row_count
-    portion_size = max(PORTION // odd_vectors, 1) * odd_vectors
+    chosen = np.empty((ROWS, count * vectors), np.int32)
+    rows, visits, done = np.empty(ROWS, np.int64), np.empty(ROWS, np.int64), np.empty(ROWS, np.int64)
+    peak, attended, left = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
     for begin in range(0, row_count, ROWS):
-        end = min(begin + ROWS, row_count)
-        # Relative to the near mass, which is then 1. Odd keys in portions that stay in the second-level cache.
-        exact[:] = 1
-        for first in range(0, odd.size, portion_size):
-            portion = odd[first : first + portion_size]
-            for row in range(begin, end):
-                place = (queries, row * width, keys, values, numbers[0], near_log_mass[row], acc, row)
-                exact[row - begin] += walk(
-                    *place, key_width, value_width, portion, portion.size, odd_vectors, odd_live
-                )
-        for row in range(begin, end):
-            peak = near_log_mass[row]
-            while True:
-                estimate(scores, bounds, row, peak, numbers, mass, square)
-                limit = _limit(mass[:count], square[:count], exact[row - begin], numbers, held)
-                visits = 0
+        todo = min(ROWS, row_count - begin)
+        for r in range(todo):
+            rows[r] = begin + r
+            peak[r] = near_log_mass[begin + r]  # what weights are relative to
+        while todo > 0:
+            for r in range(todo):
+                attended[r] = _exp(near_log_mass[rows[r]] - peak[r])
+            for first in range(0, odd.size, odd_portion):
+                portion = odd[first : first + odd_portion]
+                for r in range(todo):
+                    place = (queries, rows[r] * width, keys, values, numbers[0], peak[r], acc, rows[r])
+                    attended[r] += walk(*place, key_width, value_width, portion, portion.size, odd_vectors, odd_live)
+            for r in range(todo):
+                estimate(scores, bounds, rows[r], peak[r], numbers, mass, square)
+                limit = _limit(mass[:count], square[:count], attended[r], numbers, held)
+                visits[r] = _choose(square[:count], limit, vectors, chosen[r], mass)
+                left[r] = mass[:count].sum()
                 for i in range(count):
-                    if square[i] >= limit:
-                        for v in range(vectors):
-                            chosen[visits + v] = i * vectors + v
-                        visits += vectors
-                        mass[i] = 0
-                left = np.float32(0)
-                for i in range(count):
-                    left += mass[i]
-                    store(weights, row, i, mass[i] if compensate else np.float32(0))
-                from_peak = (queries, row * width, keys, values, numbers[0], peak, acc, row)
-                attended = exact[row - begin]
-                if visits > 0:
-                    attended += walk(*from_peak, key_width, value_width, chosen, visits, vectors, LANES - 1)
-                shares[0, row] = _exp(near_log_mass[row] - peak)
-                shares[1, row] = attended + left if compensate else attended
-                shares[2, row] = left / (attended + left)
-                shares[3, row] = visits // vectors
-                if not attended + left > MOST_MASS:
-                    break
-                # Something lies so far above the near mass that squares or sums overflow: once more, from higher up.
-                peak += np.float32(60)
-                acc[row] = 0
-                from_peak = (queries, row * width, keys, values, numbers[0], peak, acc, row)
-                exact[row - begin] = _exp(near_log_mass[row] - peak)
-                exact[row - begin] += walk(*from_peak, key_width, value_width, odd, odd.size, odd_vectors, odd_live)
+                    store(weights, rows[r], i, mass[i] if compensate else np.float32(0))
+                done[r] = 0
+            for end in range(PORTION, count * vectors + PORTION, PORTION):
+                for r in range(todo):
+                    first = done[r]
+                    while done[r] < visits[r] and chosen[r, done[r]] < end:
+                        done[r] += 1
+                    if done[r] > first:
+                        portion = chosen[r, first : done[r]]
+                        place = (queries, rows[r] * width, keys, values, numbers[0], peak[r], acc, rows[r])
+                        attended[r] += walk(*place, key_width, value_width, portion, portion.size, vectors, LANES - 1)
+            again = 0
+            for r in range(todo):
+                row = rows[r]
+                shares[0, row] = _exp(near_log_mass[row] - peak[r])
+                shares[1, row] = attended[r] + left[r] if compensate else attended[r]
+                shares[2, row] = left[r] / (attended[r] + left[r])
+                shares[3, row] = visits[r] // vectors
+                if attended[r] + left[r] > MOST_MASS:
+                    # Something lies so far above the near mass that squares or sums overflow: anew, from higher up.
+                    rows[again], peak[again] = row, peak[r] + np.float32(60)
+                    acc[row] = 0
+                    again += 1
+            todo = again
+
+
+@jit(SUMS)
+def _choose(square, limit, vectors, chosen, mass):
+    """Lists the vectors of the granules to visit, takes their estimated mass away, and returns how many there are."""
+    visits = 0
+    for i in range(square.size):
+        if square[i] >= limit:
+            for v in range(vectors):
+                chosen[visits + v] = i * vectors + v
+            visits += vectors
+            mass[i] = 0
+    return visits
 
 
 @jit(SUMS)
@@ -278,9 +294,8 @@ def estimate(typing, scores, bounds, row, peak, numbers, mass, square):
             centre = write.exp2(builder.fmul(builder.fsub(score, write.splat(given[3])), to_log2))
             mean_mass = builder.fmul(centre, lift)
             write.store(builder.fmul(size, mean_mass), builder.gep(held[5].data, [at]))
-            cube = builder.fmul(builder.fmul(lift, lift), lift)
-            change = builder.fmul(builder.fmul(builder.fmul(centre, centre), cube), size)
-            change = builder.fmul(change, builder.fsub(cube, write.constant(write.float, 1.0)))
+            spread = builder.fsub(builder.fmul(lift, lift), write.constant(write.float, 1.0))
+            change = builder.fmul(builder.fmul(builder.fmul(mean_mass, mean_mass), size), spread)
             write.store(change, builder.gep(held[6].data, [at]))
         return context.get_dummy_value()
 

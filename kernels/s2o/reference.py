@@ -177,8 +177,7 @@ def judge(
     The logits of its n = `count` keys have the mean a = q . mean and, dimension by dimension, the variance
     v = sum_d q_d^2 variance_d. Of a Gaussian,
     - mass = n exp(a + v / 2) is the expected sum of exp(logit), and
-    - promise = sqrt(n) exp(a + w / 2) sqrt(exp(w) - 1) is its standard deviation, thus what a visit may change; with
-      w = 3 v / 2, since a visit too many costs less than one too few (measured, docs/s2o.md).
+    - promise = sqrt(n) exp(a + v / 2) sqrt(exp(v) - 1) is its standard deviation, thus what a visit may change.
 
     Returns:
         promise `[R, G]` as a share of the row's estimated mass, and mass `[R, G]` relative to exp(near_log_mass).
@@ -187,7 +186,7 @@ def judge(
     lift = (queries.square() @ variance.T / 2).clamp(max=MAX_LIFT)  # v / 2
     log_mass = centre + lift + math.log(count)
     row_log_mass = torch.cat([log_mass, near_log_mass[:, None]], -1).logsumexp(-1, keepdim=True)
-    log_promise = centre + (math.log(count) + 3 * lift + torch.expm1(3 * lift).log()) / 2
+    log_promise = log_mass + (torch.expm1(2 * lift).log() - math.log(count)) / 2
     return (log_promise - row_log_mass).exp(), (log_mass - near_log_mass[:, None]).exp()
 
 

@@ -131,11 +131,10 @@ def _judge_past(
         log_mass, lift = _estimate(
             query, square, mean, variance, granule, is_granule, scale, lift_scale, max_lift, log_count, HEAD_DIM
         )
-        # With mass = n exp(a + v/2) and x = exp(v/2), the squared promise n exp(2a + w) (exp(w) - 1), w = 3 v/2, is
-        # mass^2 x (x^3 - 1) / n. As a product it is never negative: tau = 0 visits all whatever the rounding.
+        # With x = exp(v/2), the squared promise is mass^2 (x^2 - 1) / n. Never negative: tau = 0 visits all.
         mass = tl.where(is_row[:, None], tl.exp2(log_mass - total[:, None]), 0.0)
         lifted = tl.exp2(lift)
-        is_visited = tl.sum(mass * mass * lifted * (lifted * lifted * lifted - 1), 0) >= least
+        is_visited = tl.sum(mass * mass * (lifted * lifted - 1), 0) >= least
         mass = tl.where((is_granule & ~is_visited)[None, :], mass, 0.0)
         left += tl.sum(mass, 1)
         mass *= compensate

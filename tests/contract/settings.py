@@ -8,7 +8,7 @@ tokens.
 from hf_infeco import InfecoConfig, InnerQConfig, S2OConfig
 
 EXACT_S2O = S2OConfig(tau=0.0, crossover=1)
-LOSSY_S2O = S2OConfig(tau=0.08, segment=16, granule=16, crossover=1)
+LOSSY_S2O = S2OConfig(tau=0.05, segment=16, granule=16, crossover=1)
 EXACT_INNERQ = InnerQConfig(recent=100_000)
 
 
