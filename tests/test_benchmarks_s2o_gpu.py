@@ -46,3 +46,17 @@ def test_the_table_is_filled(monkeypatch):
         assert all(error < 2e-3 for error in entry["dense_error"].values())
         assert all(entry[f"{name}_ms"] > 0 for name in ("s2o", "cut", "order", "flash", "cudnn"))
         assert math.isclose(entry["speedup"], min(entry["flash_ms"], entry["cudnn_ms"]) / entry["s2o_ms"])
+
+
+def test_the_prefill_of_a_whole_model_is_timed_dense_and_sparse():
+    shape = dict(
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    (entry,) = gpu.measure_prefill((1100,), torch.device("cpu"), shape)
+    assert 0 < entry["density"] < 1
+    assert entry["speedup"] == pytest.approx(entry["dense"] / entry["s2o"])

@@ -1,17 +1,22 @@
 """
 S2O's Triton kernel against the dense kernels that torch has for CUDA: `python -P -m hf_infeco.benchmarks.s2o.gpu`.
 
-Heads as a model of 8 billion parameters has them: 32 query heads on 8 KV heads of 128 dimensions, bfloat16. The result
-is `results/s2o_gpu.json`. Errors are those of a sample of rows against dense attention in float32.
+Heads as a model of 8 billion parameters has them: 32 query heads on 8 KV heads of 128 dimensions, bfloat16; and the
+prefill of such a model, whose random weights attend more diffusely than trained ones. The result is
+`results/s2o_gpu.json`. Errors are those of a sample of rows against dense attention in float32. Not yet run on a GPU.
 """
 
 import json
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import hf_infeco
+from hf_infeco import S2OConfig
 from hf_infeco.kernels.s2o.granules import cut_into_granules
 from hf_infeco.kernels.s2o.reference import query_metric
 from hf_infeco.training.testbed.structured_heads import structured_heads
@@ -20,12 +25,22 @@ from ..measuring import median_seconds, results_folder, where
 from .inputs import Heads
 
 LENGTHS = (8192, 16384, 32768, 65536, 131072)
-TAUS = (0.1, 0.03, 0.01)
+PREFILL_LENGTHS = (32768, 131072)
+TAUS = (0.1, 0.01, S2OConfig().tau)
 TILES = (64, 128)
 DENSE = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 SAMPLED_ROWS = 256  # of each head, for the error
 REPEATS = 5
-SEGMENT, GRANULE = 512, 16
+SEGMENT, GRANULE = S2OConfig().segment, S2OConfig().granule
+LARGE = dict(
+    vocab_size=128_256,
+    hidden_size=4096,
+    intermediate_size=14_336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=131_072,
+)
 
 
 def measure(lengths: tuple[int, ...], device: torch.device) -> list[dict]:
@@ -74,6 +89,39 @@ def measure(lengths: tuple[int, ...], device: torch.device) -> list[dict]:
     return entries
 
 
+def measure_prefill(lengths: tuple[int, ...], device: torch.device, shape: dict) -> list[dict]:
+    """Seconds of a whole prefill of one prompt, dense and by S2O, one entry per length."""
+    with torch.device(device):
+        model = LlamaForCausalLM(LlamaConfig(**shape)).to(torch.bfloat16).eval()
+    entries = []
+    for seq_len in tqdm(lengths, desc="prefill of a whole model", unit="length"):
+        ids = torch.randint(shape["vocab_size"], (1, seq_len), device=device)
+
+        @torch.no_grad()
+        def run(ids=ids):
+            model(ids, use_cache=False, logits_to_keep=1)
+
+        def dense(run=run):
+            with sdpa_kernel(list(DENSE.values())) if device.type == "cuda" else nullcontext():
+                run()
+
+        def sparse(run=run):
+            with hf_infeco.patched(model, s2o=S2OConfig(crossover=0), innerq=False):
+                run()
+
+        runs = {"dense": dense, "s2o": sparse}
+        for once in runs.values():
+            once()
+        seconds = median_seconds(device, runs, 3)
+        with hf_infeco.patched(model, s2o=S2OConfig(crossover=0), innerq=False):
+            run()
+            density = hf_infeco.report(model).s2o.density
+        entries.append(
+            {"tokens": seq_len, **seconds, "speedup": seconds["dense"] / seconds["s2o"], "density": density}
+        )
+    return entries
+
+
 def large_heads(seq_len: int) -> Heads:
     """32 query heads on 8 KV heads of 128 dimensions, float32, with the patterns that training leaves in heads."""
     return Heads(*structured_heads(seq_len, num_heads=32, num_kv_heads=8, head_dim=128, seed=1)[:3])
@@ -101,10 +149,22 @@ def relative_error(out: torch.Tensor, exact: torch.Tensor) -> float:
     return float((out.float() - exact).norm() / exact.norm())
 
 
-def main() -> None:
-    results = {"where": where("cuda"), "entries": measure(LENGTHS, torch.device("cuda"))}
+def main() -> list[str]:
+    """Measures, writes, and returns the lines of a short table."""
+    device = torch.device("cuda")
+    results = {"where": where("cuda"), "entries": measure(LENGTHS, device)}
+    results["prefill"] = measure_prefill(PREFILL_LENGTHS, device, LARGE)
     (results_folder() / "s2o_gpu.json").write_text(json.dumps(results, indent=1) + "\n")
+    lines = [
+        f"S2O attention, {entry['tokens']:,} tokens, tau {entry['tau']:g}, tile {entry['tile']}: "
+        f"{entry['flash_ms'] / entry['s2o_ms']:.2f}x over flash, {entry['cudnn_ms'] / entry['s2o_ms']:.2f}x over cuDNN, "
+        f"error {entry['error']:.2%}"
+        for entry in results["entries"]
+    ]
+    return lines + [
+        f"S2O prefill of a model, {entry['tokens']:,} tokens: {entry['speedup']:.2f}x" for entry in results["prefill"]
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    print(*main(), sep="\n")

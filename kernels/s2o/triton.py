@@ -380,13 +380,14 @@ def example_calls() -> None:
     """Calls on tensors without data that launch the kernel in every configuration that there is."""
     tokens, kv_heads = 8192, 2
     empty = partial(torch.empty, device="meta")
-    for dtype, head_dim, ratio, tile in (
-        (torch.bfloat16, 128, 4, 64),
-        (torch.bfloat16, 128, 4, 128),
-        (torch.float16, 64, 8, 64),
-        (torch.bfloat16, 96, 1, 64),
-        (torch.bfloat16, 256, 2, 64),
+    for dtype, head_dim, ratio, tile, granule in (
+        (torch.bfloat16, 128, 4, 64, 32),
+        (torch.bfloat16, 128, 4, 128, 32),
+        (torch.bfloat16, 128, 4, 64, 16),
+        (torch.float16, 64, 8, 64, 32),
+        (torch.bfloat16, 96, 1, 64, 32),
+        (torch.bfloat16, 256, 2, 64, 32),
     ):
         query = empty(1, kv_heads * ratio, tokens, head_dim, dtype=dtype)
         key = empty(1, kv_heads, tokens, head_dim, dtype=dtype)
-        _prefill(query, key, key, 0.1, 0.01, 512, 16, True, tile)
+        _prefill(query, key, key, 0.1, 0.01, 512, granule, True, tile)
