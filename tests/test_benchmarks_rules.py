@@ -39,7 +39,7 @@ def test_all_of_the_knob_is_dense_attention(rule, heads):
 def test_the_density_rises_with_the_knob(rule, heads):
     densities = [causal_share(rule(*one_head(heads)[:2], share)) for share in (0, 0.02, 0.1, 0.3, 0.6, 0.9, 0.99, 1)]
     assert densities == sorted(densities)
-    assert densities[0] < 0.5
+    assert densities[0] < 0.55
 
 
 @every_rule

@@ -12,7 +12,7 @@ from .rules import RULES
 
 NEEDLES = 32  # planted in the heads of `measure_error`
 FOUND = 0.1  # relative error below which a needle's row counts as found
-TAUS = (0.03, 0.01, 0.003)  # whose densities the peers are given
+TAUS = (0.01, 0.002, 0.0005)  # whose densities the peers are given
 
 
 def measure_error(captor: Captor, lengths: tuple[int, ...], device: str) -> list[dict]:
@@ -54,7 +54,11 @@ def compare_rules(captor: Captor, lengths: tuple[int, ...], device: str) -> list
 
 def _at_equal_density(heads: Heads, reference: torch.Tensor, tau: float) -> list[dict]:
     out, shares = sparse(heads, tau)
-    entries = [{"rule": "S2O", "knob": tau, **shares, **distance(out, reference)}]
+    without, _ = sparse(heads, tau, compensate=False)  # the same visits
+    entries = [
+        {"rule": "S2O", "knob": tau, **shares, **distance(out, reference)},
+        {"rule": "S2O without means", "knob": tau, **shares, **distance(without, reference)},
+    ]
     for name, rule in RULES.items():
         knob = knob_at(rule, heads, shares["density"])
         out, density = follow(rule, heads, knob)

@@ -16,9 +16,9 @@ from .inputs import Heads
 DEFAULT_TAU = S2OConfig().tau
 
 
-def sparse(heads: Heads, tau: float = DEFAULT_TAU) -> tuple[torch.Tensor, dict[str, float]]:
+def sparse(heads: Heads, tau: float = DEFAULT_TAU, **settings: Any) -> tuple[torch.Tensor, dict[str, float]]:
     """S2O at any length, its density, and the missed mass by its own estimate."""
-    out, stats = causal_attention(*heads, S2OConfig(tau=tau, crossover=0))
+    out, stats = causal_attention(*heads, S2OConfig(tau=tau, crossover=0, **settings))
     return out, {"density": float(stats.density), "missed": float(stats.missed)}
 
 

@@ -8,6 +8,7 @@ Row b says which keys all rows of query block b visit, as far as they do not lie
 per query head. N is a multiple of `BLOCK`.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,7 @@ SEGMENT = 256  # keys that PBS-Attn permutes among themselves, the default of it
 STRIDE = 8  # of XAttention, the finer of the two that its paper recommends
 LAST = 64  # queries that vertical-slash estimates from, and rows of its blocks
 FIRST_COLUMNS, NEAR_SLASHES = 30, 100  # that vertical-slash always visits
+MEAN_SEGMENT, FIRST_KEYS = 512, 16  # queries that share an order, and keys that all visit, where the paper names none
 SLASHES_PER_COLUMN = 4  # how XAttention's authors split a budget for vertical-slash between the two
 
 
@@ -104,12 +106,25 @@ def sliding_window(query: torch.Tensor, key: torch.Tensor, share: float) -> torc
     return (position < BLOCK) | (position >= begins - round(share * len(key)))
 
 
+def mean_query_order(query: torch.Tensor, key: torch.Tensor, share: float) -> torch.Tensor:
+    """S2O as its paper orders keys: the segment's own, the first ones, and `share` of the others by the mean query."""
+    visited = torch.zeros(len(key) // BLOCK, len(key), dtype=torch.bool, device=key.device)
+    for begin in range(0, len(key), MEAN_SEGMENT):
+        rows = slice(begin // BLOCK, (begin + MEAN_SEGMENT) // BLOCK)
+        wanted = key[:begin] @ query[begin : begin + MEAN_SEGMENT].mean(0)
+        visited[rows, :begin] = _best(wanted, math.ceil(share * begin))
+        visited[rows, begin : begin + MEAN_SEGMENT] = True
+    visited[:, :FIRST_KEYS] = True
+    return visited
+
+
 RULES: dict[str, Rule] = {
     "block top-k": block_top_k,
     "PBS-Attn": permuted_blocks,
     "vertical-slash": vertical_slash,
     "antidiagonal": antidiagonal,
     "sliding window": sliding_window,
+    "mean-query order": mean_query_order,
 }
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from hf_infeco.benchmarks.s2o.rules import RULES
 from hf_infeco.cli import app
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,7 +30,7 @@ def test_quick_measures_every_part_and_draws_the_results(tmp_path):
     assert all({"device", "commit", "torch", "transformers"} <= set(part["where"]) for part in results.values())
     entries = {part: results[part]["entries"] for part in results}
     for entry in entries["speed"]:
-        assert entry["error"] < 2 * entry["point"] and entry["s2o_seconds"] > 0
+        assert entry["error"] < 3 * entry["point"] and entry["s2o_seconds"] > 0
     assert len({entry["input"] for entry in entries["error"]}) == 3
     assert all(entry["error"] < 0.05 for entry in entries["error"])
     assert all(entry["found"] == entry["needles"] for entry in entries["error"] if "needles" in entry)
@@ -41,8 +42,8 @@ def test_quick_measures_every_part_and_draws_the_results(tmp_path):
     compared = entries["rules"]
     for index, entry in enumerate(compared):
         if entry["rule"] == "S2O":
-            peers = compared[index + 1 : index + 6]
-            assert len({peer["rule"] for peer in peers}) == 5
+            peers = compared[index + 1 : index + 2 + len(RULES)]
+            assert [peer["rule"] for peer in peers] == ["S2O without means", *RULES]
             assert all(peer["density"] >= entry["density"] for peer in peers)
 
 
