@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import hf_infeco
+from hf_infeco.benchmarks.documents import markdown_table, write_page
 from hf_infeco.benchmarks.measuring import MODEL, ROOT, results_folder, timed, where
 from hf_infeco.training.testbed.evaluate import perplexity, recall_accuracy
 from hf_infeco.training.testbed.needles import sample_document
@@ -46,7 +47,7 @@ def main() -> None:
             hf_infeco.unpatch(model)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     table = as_table(results)
-    write_readme(table)
+    write_page(ROOT / "README.md", {"foundation": table})
     print(table)
 
 
@@ -117,7 +118,7 @@ PARTS = {
 
 def as_table(results: dict) -> str:
     """The README's table, in Markdown; cells that were not measured stay empty."""
-    rows = [("", *CONFIGURATIONS), ("---",) * (len(CONFIGURATIONS) + 1)]
+    rows: list[tuple[str, ...]] = []
 
     def row(label: str, part: str, cell) -> None:
         entries = [results[part].get(name) for name in CONFIGURATIONS]
@@ -147,14 +148,7 @@ def as_table(results: dict) -> str:
         f"The bundled recall model; {questions:,} questions per length; times of one run on {place['device']}, of the "
         f"readable reference code. transformers {place['transformers']}, torch {place['torch']}, {place['date']}."
     )
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + f"\n\n{note}"
-
-
-def write_readme(table: str) -> None:
-    readme = ROOT / "README.md"
-    head, rest = readme.read_text().split("<!-- results:foundation -->")
-    tail = rest.split("<!-- /results -->")[1]
-    readme.write_text(f"{head}<!-- results:foundation -->\n{table}\n<!-- /results -->{tail}")
+    return f"{markdown_table(('', *CONFIGURATIONS), rows)}\n\n{note}"
 
 
 if __name__ == "__main__":

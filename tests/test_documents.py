@@ -1,20 +1,39 @@
 """What the documents quote stands in the results that a script wrote."""
 
-import importlib.util
 import json
 from pathlib import Path
+
+import pytest
+
+from hf_infeco.benchmarks import foundation
+from hf_infeco.benchmarks.documents import write_page
+from hf_infeco.benchmarks.s2o import report as s2o_report
 
 ROOT = Path(__file__).parents[1]
 
 
-def load_script(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def results(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
 
-def test_the_table_in_the_readme_is_that_of_the_saved_results():
-    script = load_script(ROOT / "benchmarks" / "foundation.py")
-    table = script.as_table(json.loads(script.RESULTS.read_text()))
-    assert f"<!-- results:foundation -->\n{table}\n<!-- /results -->" in (ROOT / "README.md").read_text()
+PAGES = {
+    "README.md": lambda: {"foundation": foundation.as_table(results("foundation"))},
+    "docs/s2o.md": lambda: s2o_report.blocks(results("s2o")),
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_of_a_page_are_those_of_the_saved_results(page, tmp_path):
+    copy = tmp_path / "page.md"
+    copy.write_text((ROOT / page).read_text())
+    write_page(copy, PAGES[page]())
+    assert copy.read_text() == (ROOT / page).read_text()
+
+
+def test_a_page_without_the_mark_is_refused(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results:a -->\nold\n<!-- /results -->\n")
+    write_page(page, {"a": "new"})
+    assert page.read_text() == "<!-- results:a -->\nnew\n<!-- /results -->\n"
+    with pytest.raises(ValueError, match="0 marks <!-- results:b -->"):
+        write_page(page, {"b": "new"})

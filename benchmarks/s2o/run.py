@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
-from ..measuring import MODEL, results_folder, where
+from ..documents import write_page
+from ..measuring import MODEL, ROOT, results_folder, where
 from .fidelity import compare_rules, measure_error
 from .inputs import Captor
+from .report import blocks
 from .speed import measure_speed
 from .tasks import recall, text_perplexity
 
@@ -41,7 +43,8 @@ def run(
     plot: bool = False,
 ) -> list[Path]:
     """
-    Measure `parts` and write each to `out` as soon as it is done; the other entries of the file stay.
+    Measure `parts` and write each to `out` as soon as it is done; the other entries of the file stay. What goes into
+    the repository's results goes into docs/s2o.md too.
 
     Args:
         parts: names out of `PARTS`.
@@ -82,6 +85,8 @@ def run(
     for part in parts:
         results[part] = {"where": where(device), "entries": _rounded(measure[part]())}
         out.write_text(json.dumps(results, indent=1) + "\n")
+        if out.parent == ROOT / "benchmarks" / "results":
+            write_page(ROOT / "docs" / "s2o.md", blocks(results))
     if not plot:
         return [out]
     return [out, *draw_all(results, captor().heads(extent.rule_lengths[0], seed=1, last=1), out)]
