@@ -14,6 +14,17 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "examples" / "models" / "recall"
+# The shape of Llama-3.1-8B, for models with random weights on GPUs.
+LLAMA_8B: dict[str, Any] = dict(
+    vocab_size=128_256,
+    hidden_size=4096,
+    intermediate_size=14_336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    max_position_embeddings=131_072,
+)
 
 
 def results_folder() -> Path:

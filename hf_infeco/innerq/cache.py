@@ -1,10 +1,15 @@
 """`InnerQCache`: a transformers `Cache` whose full-attention layers are InnerQ layers."""
 
+import os
+from typing import Self
+
+import torch
 from transformers import Cache, PreTrainedConfig
 
 from .. import compat
 from ..kernels.innerq.reference import GROUP
 from ..kv import cache_nbytes
+from . import saving
 from .config import InnerQConfig
 from .layer import InnerQLayer
 
@@ -42,11 +47,58 @@ class InnerQCache(Cache):
             for layer in compat.default_layers(config)
         ]
         super().__init__(layers=layers, **offloading)
+        self._model = saving.fingerprint(config)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all memory the cache holds, spare room and windows included, read from the tensors' storages."""
         return cache_nbytes(self)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """
+        Writes everything the cache holds into one safetensors file, or leaves what was there if that fails.
+
+        Raises:
+            ValueError: if a layer is no InnerQ layer (sliding windows and other special layers).
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        for index, layer in enumerate(self.layers):
+            if not isinstance(layer, InnerQLayer):
+                raise ValueError(
+                    f"Layer {index} of this cache is a {type(layer).__name__}, and only InnerQ layers can be saved: "
+                    "this model's prompts have to be run again."
+                )
+            tensors |= {f"{index}.{name}": tensor for name, tensor in layer.state().items()}
+        header = {"innerq": self.innerq.to_dict(), "model": self._model, "num_tokens": self.get_seq_length()}
+        saving.write(path, tensors, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, config: PreTrainedConfig, device: str | torch.device = "cpu") -> Self:
+        """
+        A cache as `save` wrote it, ready to go on from, with the settings that it was made with.
+
+        The model is told by its config alone: another fine-tune of the same architecture is not noticed.
+
+        Args:
+            config (`PreTrainedConfig`): the model's config.
+            device: where the tensors go; that of the model.
+
+        Raises:
+            FileNotFoundError, ValueError: if the file is not there, damaged, of another version or another model's.
+        """
+        tensors, header = saving.read(path, config)
+        cache = cls(config, InnerQConfig.from_dict(header["innerq"]))
+        for index, layer in enumerate(cache.layers):
+            own = f"{index}."
+            state = {name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)}
+            if state:
+                layer.load_state({name: tensor.to(device) for name, tensor in state.items()})
+        if cache.get_seq_length() != header["num_tokens"]:
+            raise ValueError(
+                f"{os.fspath(path)!r} holds {cache.get_seq_length()} tokens, and its header says "
+                f"{header['num_tokens']}. Run the prompt again and save it anew."
+            )
+        return cache
 
 
 def unsupported_reason(config: PreTrainedConfig) -> str | None:

@@ -14,7 +14,8 @@ class InnerQConfig(MethodConfig, method="innerq"):
     """
     KV cache quantized along the inner dimension (InnerQ, arXiv 2602.23200).
 
-    Bits per stored number, with the float16 scale of each group of 32: `base()` 3.5, `small()` 3.0, `hybrid()` 3.25.
+    3 bits are {-3, ..., 3} steps, 2 bits {-1.5, -0.5, 0.5, 1.5}. Bits per stored number, with the float16 scale of
+    each group of 32: `base()` 3.5, `small()` 3.0, `hybrid()` 3.25.
     With `sink + recent` at least the context length nothing is quantized and the cache is exact.
 
     Args:
@@ -23,6 +24,7 @@ class InnerQConfig(MethodConfig, method="innerq"):
         hybrid_values (`bool`, defaults to `False`): each group of values takes the symmetric or the asymmetric form,
             whichever is nearer; costs one float16 zero point per group.
         normalize_keys (`bool`, defaults to `True`): divide key channels by their norm over the first tokens.
+        center_keys (`bool`, defaults to `True`): take each key channel's mean over the first tokens off first.
         sink (`int`, defaults to 32): first tokens kept in full precision.
         recent (`int`, defaults to 96): at least so many of the last tokens are kept in full precision.
     """
@@ -33,6 +35,7 @@ class InnerQConfig(MethodConfig, method="innerq"):
     value_bits: int = field(default=3, metadata={"help": "bits of a value number: 2, 3 or 4"})
     hybrid_values: bool = field(default=False, metadata={"help": "symmetric or asymmetric per group of values"})
     normalize_keys: bool = field(default=True, metadata={"help": "divide key channels by their norm"})
+    center_keys: bool = field(default=True, metadata={"help": "take the mean of key channels off"})
     sink: int = field(default=32, metadata={"help": "first tokens kept in full precision"})
     recent: int = field(default=96, metadata={"help": "least number of last tokens kept in full precision"})
 

@@ -5,13 +5,15 @@ from typing import Any
 
 import torch
 
-from ..kernels.innerq import reference
-from ..kernels.innerq.reference import GROUP, PackedKV
+from ..kernels.dispatch import choose
+from ..kernels.innerq.reference import GROUP, PackedKV, channel_mean, channel_norm
 from ..kv import HandleLayer, KVView, plain
 from .config import InnerQConfig
 from .store import PackedStore
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys [B, Hkv, n, D] and values [B, Hkv, n, Dv]
+# Lengths and windows change at every step: torch.compile would trace each anew, and cannot trace a handle at all.
+NO_GRAPH = "InnerQ's storage and kernels are no graph"
 NOTHING: Pair = (torch.empty(0), torch.empty(0))  # what an empty layer holds
 
 
@@ -22,18 +24,21 @@ class InnerQView(KVView):
         self.sink, self.packed, self.recent = sink, packed, recent
         super().__init__(sink[0].shape[2] + num_packed + recent[0].shape[2], *recent)
 
+    @torch.compiler.disable(reason=NO_GRAPH)
     def dequantize(self) -> Pair:
-        packed = reference.dequantize(self.packed)
+        packed = choose("innerq_dequantize", self.recent[0].device).module.dequantize(self.packed)
         pieces = zip(self.sink, packed, self.recent, strict=True)
         key, value = (torch.cat([s, p.to(s.dtype), r], dim=2) for s, p, r in pieces)
         return key, value
 
+    @torch.compiler.disable(reason=NO_GRAPH)
     def attend(self, query: torch.Tensor, scale: float, key_mask: torch.Tensor | None) -> torch.Tensor:
         """
         Attention of the newest tokens' `query [B, H, q_len, D]` on the packed data, causal among themselves.
         `key_mask [B, num_tokens]` of bool hides padding. Returns `[B, H, q_len, Dv]`.
         """
-        return reference.packed_attention(query, self.packed, [self.sink, self.recent], scale=scale, key_mask=key_mask)
+        attend = choose("innerq_decode", query.device).module.packed_attention
+        return attend(query, self.packed, [self.sink, self.recent], scale=scale, key_mask=key_mask)
 
 
 class InnerQLayer(HandleLayer):
@@ -42,7 +47,8 @@ class InnerQLayer(HandleLayer):
 
     New tokens join the exact piece `recent`. When it holds `config.recent + 32` tokens or more, its oldest ones are
     packed, 32 at a time, so that `config.recent` to `config.recent + 31` stay exact. The first flush also sets the
-    sinks apart and takes the keys' channel norms from all tokens so far. A call's own tokens are attended exactly.
+    sinks apart and takes the keys' channel means and norms from all tokens so far. A call's own tokens are attended
+    exactly.
     """
 
     def __init__(self, config: InnerQConfig | None = None):
@@ -66,6 +72,7 @@ class InnerQLayer(HandleLayer):
             )
         self._sink = self._recent = _own((key_states[:, :, :0], value_states[:, :, :0]))
 
+    @torch.compiler.disable(reason=NO_GRAPH)
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Pair:
         """
         Adds `key_states [B, Hkv, n, D]` and `value_states [B, Hkv, n, Dv]`; returns keys and values of all tokens, as
@@ -98,11 +105,14 @@ class InnerQLayer(HandleLayer):
             self._sink = _own((key[:, :, :sinks], value[:, :, :sinks]))
         with torch.no_grad():  # codes carry no gradient; the exact tokens keep theirs
             if self._store is None:
-                norm = reference.channel_norm(key[:, :, sinks:]) if self.config.normalize_keys else None
-                self._store = PackedStore(norm)
-            self._store.append(
-                reference.quantize_keys(key[:, :, flushed], self.config.key_bits, self._store.key_norm),
-                reference.quantize_values(value[:, :, flushed], self.config.value_bits, self.config.hybrid_values),
+                first = key[:, :, sinks:]
+                mean = channel_mean(first) if self.config.center_keys else None
+                norm = channel_norm(first, mean) if self.config.normalize_keys else None
+                self._store = PackedStore(norm, mean)
+            store, kernel = self._store, choose("innerq_quantize", key.device).module
+            store.append(
+                kernel.quantize_keys(key[:, :, flushed], self.config.key_bits, store.key_norm, store.key_mean),
+                kernel.quantize_values(value[:, :, flushed], self.config.value_bits, self.config.hybrid_values),
             )
         self._recent = _own((key[:, :, flushed.stop :], value[:, :, flushed.stop :]))
 
@@ -132,6 +142,23 @@ class InnerQLayer(HandleLayer):
         self._recent = function(self._recent[0]), function(self._recent[1])
         if self._store is not None:
             self._store.map_tensors(function)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, without spare room; none before the first token."""
+        if not self.is_initialized:
+            return {}
+        pieces = {"sink": self._sink, "recent": self._recent}
+        exact = {f"{name}.{i}": tensor for name, pair in pieces.items() for i, tensor in enumerate(pair)}
+        return exact if self._store is None else {**exact, **self._store.state()}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes over what `state` of another layer returned."""
+        self.lazy_initialization(state["recent.0"], state["recent.1"])
+        self._sink = state["sink.0"], state["sink.1"]
+        self._recent = state["recent.0"], state["recent.1"]
+        self._store = PackedStore.from_state(state) if "key.words" in state else None
+        num_packed = 0 if self._store is None else self._store.num_tokens
+        self.num_tokens = self._sink[0].shape[2] + num_packed + self._recent[0].shape[2]
 
     def tensors(self) -> Iterator[torch.Tensor]:
         yield from (*self._sink, *self._recent)

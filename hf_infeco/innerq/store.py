@@ -1,6 +1,7 @@
 """The packed tokens of one layer, in buffers that grow by a fraction instead of being rebuilt at every step."""
 
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import torch
 
@@ -19,22 +20,22 @@ class PackedStore:
         num_tokens (`int`): living tokens; fewer than slots after a `crop` into a tile.
     """
 
-    def __init__(self, key_norm: torch.Tensor | None):
-        self.key_norm = key_norm
+    def __init__(self, key_norm: torch.Tensor | None, key_mean: torch.Tensor | None):
+        self.key_norm, self.key_mean = key_norm, key_mean
         self.alive: torch.Tensor | None = None  # [num_slots]; None while every slot lives
         self.num_slots = 0
         self.num_tokens = 0
-        self._buffers: dict[str, torch.Tensor] = {}  # keys by slot, values by tile, along axis 2
+        self._buffers: dict[str, torch.Tensor] = {}  # [B, Hkv, tiles, ...]
 
     def append(self, key: Packed, value: Packed) -> None:
-        """Adds whole tiles: key `[B, Hkv, n, ...]` and value `[B, Hkv, n / GROUP, ...]`, see `PackedKV`."""
-        added = key.words.shape[2]
+        """Adds tiles: key and value `[B, Hkv, tiles, ...]`, see `PackedKV`."""
+        used = self.num_slots // GROUP
+        needed = used + key.words.shape[2]
         for name, tensor in _named(key, value):
-            used = self.num_slots // _slots_per_row(name)
-            needed = used + tensor.shape[2]
             if needed > self._capacity(name):
                 self._grow(name, tensor, used, needed)
             self._buffers[name][:, :, used:needed] = tensor
+        added = (needed - used) * GROUP
         if self.alive is not None:
             self.alive = torch.cat([self.alive, self.alive.new_ones(added)])
         self.num_slots += added
@@ -47,7 +48,7 @@ class PackedStore:
         """
         1/16 of spare room, one tile at least: an appended token is copied some 16 times, and little memory lies idle.
         """
-        spare = max(MIN_SPARE_TILES * GROUP // _slots_per_row(name), needed // 16)
+        spare = max(MIN_SPARE_TILES, needed // 16)
         buffer = like.new_empty(*like.shape[:2], needed + spare, *like.shape[3:])
         if used:
             buffer[:, :, :used] = self._buffers[name][:, :, :used]
@@ -57,12 +58,10 @@ class PackedStore:
         """The tokens stored so far. Stays valid while tokens are appended: written slots are never written again."""
 
         def part(kind: str) -> Packed:
-            names = (f"{kind}.words", f"{kind}.scale", f"{kind}.zero")
-            rows = [self._buffers[name][:, :, : self.num_slots // _slots_per_row(name)] for name in names[:2]]
-            zero = self._buffers.get(names[2])
-            return Packed(*rows, None if zero is None else zero[:, :, : self.num_slots // _slots_per_row(names[2])])
+            buffers = (self._buffers.get(f"{kind}.{field}") for field in Packed._fields)
+            return Packed(*(None if buffer is None else buffer[:, :, : self.num_slots // GROUP] for buffer in buffers))
 
-        return PackedKV(part("key"), part("value"), self.key_norm, self.alive)
+        return PackedKV(part("key"), part("value"), self.key_norm, self.key_mean, self.alive)
 
     def remove_last(self, num_tokens: int) -> None:
         """Forgets the newest living tokens. A tile cut in the middle keeps its codes; the dead slots are masked."""
@@ -82,12 +81,29 @@ class PackedStore:
     def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Replaces every batched tensor by `function(tensor)`."""
         self._buffers = {name: function(buffer) for name, buffer in self._buffers.items()}
-        if self.key_norm is not None:
-            self.key_norm = function(self.key_norm)
+        self.key_norm, self.key_mean = (
+            None if tensor is None else function(tensor) for tensor in (self.key_norm, self.key_mean)
+        )
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The tokens stored, by name."""
+        view = self.view()
+        others = {"key_norm": view.key_norm, "key_mean": view.key_mean, "alive": view.alive}
+        return {**dict(_named(view.key, view.value)), **{k: v for k, v in others.items() if v is not None}}
+
+    @classmethod
+    def from_state(cls, state: dict[str, torch.Tensor]) -> Self:
+        """Inverse of `state`; ignores other names."""
+        store = cls(state.get("key_norm"), state.get("key_mean"))
+        store._buffers = {name: tensor for name, tensor in state.items() if name.startswith(("key.", "value."))}
+        store.alive = state.get("alive")
+        store.num_slots = store._buffers["key.words"].shape[2] * GROUP
+        store.num_tokens = store.num_slots if store.alive is None else int(store.alive.sum())
+        return store
 
     def tensors(self) -> Iterator[torch.Tensor]:
         yield from self._buffers.values()
-        yield from (tensor for tensor in (self.key_norm, self.alive) if tensor is not None)
+        yield from (tensor for tensor in (self.key_norm, self.key_mean, self.alive) if tensor is not None)
 
 
 def _named(key: Packed, value: Packed) -> Iterator[tuple[str, torch.Tensor]]:
@@ -95,8 +111,3 @@ def _named(key: Packed, value: Packed) -> Iterator[tuple[str, torch.Tensor]]:
         for part, tensor in packed._asdict().items():
             if tensor is not None:
                 yield f"{kind}.{part}", tensor
-
-
-def _slots_per_row(name: str) -> int:
-    """Keys have one row per slot, values one per tile."""
-    return 1 if name.startswith("key.") else GROUP

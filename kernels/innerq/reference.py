@@ -5,6 +5,10 @@ Source: InnerQ (arXiv 2602.23200). Keys: a group is `GROUP` consecutive channels
 channels. Values: a group is `GROUP` consecutive tokens of one channel, because p.V sums over tokens. Either way a
 group costs one integer dot product and one multiplication by its scale.
 
+In memory a group runs down, not along: its codes lie in a few words one below the other, and words of neighbouring
+groups (tokens of a tile for keys, channels for values: the lanes) side by side. A fast path reads a row of lanes at
+once, takes the same bits out of each, and needs no sum across lanes.
+
 Shapes: B batch, H query heads, Hkv key-value heads, r = H / Hkv, N stored slots (tokens, a multiple of GROUP),
 T = N / GROUP tiles, D key head dim, Dv value head dim, G = D / GROUP.
 """
@@ -21,12 +25,14 @@ CHUNK_TILES = 64  # tiles unpacked at a time, so that no step holds more than 20
 
 class Packed(NamedTuple):
     """
-    Groups of `GROUP` numbers, packed.
+    Groups of `GROUP` numbers, packed; the groups of the last dimension are the lanes.
 
     Attributes:
-        words (`torch.Tensor` of int32, `[..., bits]`): the codes of a group, see `pack_codes`.
-        scale (`torch.Tensor` of float16, `[...]`): step between two codes. A set sign bit marks an asymmetric group.
-        zero (`torch.Tensor` of float16, `[...]`, *optional*): value of code 0 in asymmetric groups; hybrid mode only.
+        words (`torch.Tensor` of int32, `[..., bits, lanes]`): the codes of the groups, see `pack_codes`.
+        scale (`torch.Tensor` of float16, `[..., lanes]`): step between two codes. A set sign bit marks an asymmetric
+            group.
+        zero (`torch.Tensor` of float16, `[..., lanes]`, *optional*): value of code 0 in asymmetric groups; hybrid
+            mode only.
     """
 
     words: torch.Tensor
@@ -35,7 +41,7 @@ class Packed(NamedTuple):
 
     @property
     def bits(self) -> int:
-        return self.words.shape[-1]
+        return self.words.shape[-2]
 
 
 @dataclass(frozen=True)
@@ -44,20 +50,23 @@ class PackedKV:
     The quantized tokens of one cache layer.
 
     Attributes:
-        key (`Packed`): words `[B, Hkv, N, G, bits]`, scale `[B, Hkv, N, G]`; holds k / key_norm.
-        value (`Packed`): words `[B, Hkv, T, Dv, bits]`, scale `[B, Hkv, T, Dv]`.
-        key_norm (`torch.Tensor` of float32, `[B, Hkv, 1, D]`, *optional*): per-channel norm of the keys.
+        key (`Packed`): words `[B, Hkv, T, G, bits, 32 tokens]`, scale `[B, Hkv, T, G, 32]`; holds
+            (k - key_mean) / key_norm.
+        value (`Packed`): words `[B, Hkv, T, bits, Dv]`, scale `[B, Hkv, T, Dv]`.
+        key_norm, key_mean (`torch.Tensor` of float32, `[B, Hkv, 1, D]`, *optional*): per-channel norm and mean of the
+            keys.
         alive (`torch.Tensor` of bool, `[N]`, *optional*): slots that still hold a token; None means all of them.
     """
 
     key: Packed
     value: Packed
-    key_norm: torch.Tensor | None
-    alive: torch.Tensor | None
+    key_norm: torch.Tensor | None = None
+    key_mean: torch.Tensor | None = None
+    alive: torch.Tensor | None = None
 
     @property
     def num_slots(self) -> int:
-        return self.key.words.shape[2]
+        return self.key.words.shape[2] * GROUP
 
 
 # ---------------------------------------------------------------- codes <-> words
@@ -71,7 +80,7 @@ def _planes(bits: int) -> list[tuple[int, int, int]]:
 
 def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """
-    Packs `codes [..., 32]` (integers in `[0, 2**bits)`) into int32 words `[..., bits]`.
+    Packs `codes [..., lanes, 32]` (integers in `[0, 2**bits)`) into int32 words `[..., bits, lanes]`.
 
     A 3-bit code is split into a 2-bit plane (two words) and a 1-bit plane (one word): no code crosses a word, so that
     unpacking is a shift and a mask.
@@ -83,11 +92,12 @@ def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
         plane = plane.unflatten(-1, (GROUP // per_word, per_word))  # [..., words of the plane, codes per word]
         words.append((plane << (width * torch.arange(per_word, device=codes.device))).sum(-1))
     # The 64-bit sum carries bit 31 as 2**31; narrowing keeps the low 32 bits.
-    return torch.cat(words, -1).to(torch.int32)
+    return torch.cat(words, -1).to(torch.int32).transpose(-1, -2).contiguous()
 
 
 def unpack_codes(words: torch.Tensor) -> torch.Tensor:
-    """Inverse of `pack_codes`: int32 words `[..., bits]` to uint8 codes `[..., 32]`."""
+    """Inverse of `pack_codes`: int32 words `[..., bits, lanes]` to uint8 codes `[..., lanes, 32]`."""
+    words = words.transpose(-1, -2)
     codes = torch.zeros(*words.shape[:-1], GROUP, dtype=torch.uint8, device=words.device)
     for low, width, first in _planes(words.shape[-1]):
         per_word = 32 // width
@@ -102,11 +112,11 @@ def unpack_codes(words: torch.Tensor) -> torch.Tensor:
 
 def quantize_groups(groups: torch.Tensor, bits: int, hybrid: bool = False) -> Packed:
     """
-    Quantizes `groups [..., 32]` (any float dtype) to `bits` per number.
+    Quantizes `groups [..., lanes, 32]` (any float dtype) to `bits` per number.
 
-    Symmetric: L = 2**(bits-1) - 1 levels on each side of zero, scale = max|x| / L. With `hybrid`, every group takes
-    the asymmetric form (2**bits levels from min to max) where that has the smaller L1 error. Groups of equal numbers,
-    zeros included, come back as they went in, up to float16.
+    Symmetric: scale = max|x| / L and code = round(x / scale + L), L = `code_of_zero(bits)`. With `hybrid`, every group
+    takes the asymmetric form (2**bits levels from min to max) where that has the smaller L1 error. Groups of equal
+    numbers, zeros included, come back as they went in, up to float16.
     """
     groups = groups.float()
     codes, scale = _symmetric(groups, bits)
@@ -114,9 +124,8 @@ def quantize_groups(groups: torch.Tensor, bits: int, hybrid: bool = False) -> Pa
         return Packed(pack_codes(codes, bits), scale, None)
 
     asym_codes, asym_scale, zero = _asymmetric(groups, bits)
-    levels = 2 ** (bits - 1) - 1
-    error = (groups - (codes - levels) * scale[..., None].float()).abs().sum(-1)
-    asym_error = (groups - asym_codes * asym_scale[..., None].float() - zero[..., None].float()).abs().sum(-1)
+    error = _fold_sum((groups - (codes - code_of_zero(bits)) * scale[..., None].float()).abs())
+    asym_error = _fold_sum((groups - asym_codes * asym_scale[..., None].float() - zero[..., None].float()).abs())
     use_asym = asym_error < error
     codes = torch.where(use_asym[..., None], asym_codes, codes)
     # The mode travels in the sign bit: -0.0 is a valid asymmetric scale, and torch.signbit sees it.
@@ -124,11 +133,20 @@ def quantize_groups(groups: torch.Tensor, bits: int, hybrid: bool = False) -> Pa
     return Packed(pack_codes(codes, bits), scale, torch.where(use_asym, zero, torch.zeros_like(zero)))
 
 
+def code_of_zero(bits: int) -> float:
+    """
+    L, where zero lies among the codes of the symmetric form, and how many steps the largest number is away from it.
+
+    From 3 bits on zero is a code, and the topmost code stays unused: {-3, ..., 3} steps. At 2 bits that would leave
+    {-1, 0, 1}, whose squared error on normal numbers is twice that of the four levels {-1.5, -0.5, 0.5, 1.5}.
+    """
+    return 1.5 if bits == 2 else 2.0 ** (bits - 1) - 1
+
+
 def _symmetric(groups: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    levels = 2 ** (bits - 1) - 1
-    scale = _to_scale(groups.abs().amax(-1) / levels)
-    codes = _divide(groups, scale).round().clamp(-levels, levels) + levels
-    return codes, scale
+    middle = code_of_zero(bits)
+    scale = _to_scale(groups.abs().amax(-1) / middle)
+    return _to_codes(groups, scale, middle, 2 * middle), scale
 
 
 def _asymmetric(groups: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -136,8 +154,14 @@ def _asymmetric(groups: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Te
     low, high = groups.aminmax(dim=-1)
     zero = low.clamp(*_float16_range()).to(SCALE_DTYPE)
     scale = _to_scale((high - zero.float()) / steps)
-    codes = _divide(groups - zero[..., None].float(), scale).round().clamp(0, steps)
-    return codes, scale, zero
+    return _to_codes(groups - zero[..., None].float(), scale, 0, steps), scale, zero
+
+
+def _fold_sum(groups: torch.Tensor) -> torch.Tensor:
+    """Sum over `[..., 32]` in one order everywhere: another order could choose another form for a near tie."""
+    while (half := groups.shape[-1] // 2) > 0:
+        groups = groups[..., :half] + groups[..., half:]
+    return groups[..., 0]
 
 
 def _to_scale(scale: torch.Tensor) -> torch.Tensor:
@@ -149,22 +173,23 @@ def _float16_range() -> tuple[float, float]:
     return limits.min, limits.max
 
 
-def _divide(groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """groups / scale, with 0 where the scale is 0 (a group of zeros, or smaller than float16 can say)."""
+def _to_codes(groups: torch.Tensor, scale: torch.Tensor, middle: float, highest: float) -> torch.Tensor:
+    """round(groups / scale + middle); where the scale is 0 (a group of zeros, or of less than float16 can say), 0."""
     scale = scale[..., None].float()
-    return torch.where(scale > 0, groups / scale.where(scale > 0, 1), 0)
+    codes = (groups / scale.where(scale > 0, 1) + middle).round().clamp(0, highest)
+    return torch.where(scale > 0, codes, 0)
 
 
 def dequantize_groups(packed: Packed) -> torch.Tensor:
-    """Inverse of `quantize_groups`, float32 `[..., 32]`."""
+    """Inverse of `quantize_groups`, float32 `[..., lanes, 32]`."""
     codes, offset, scale = _decode(packed)
     return codes * scale[..., None] + offset[..., None]
 
 
 def _decode(packed: Packed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Every group as codes * scale + offset: float32 codes `[..., 32]`, offset `[...]`, scale `[...]`."""
+    """Every group as codes * scale + offset: float32 codes `[..., lanes, 32]`, offset and scale `[..., lanes]`."""
     scale = packed.scale.float().abs()
-    offset = -(2 ** (packed.bits - 1) - 1) * scale
+    offset = -code_of_zero(packed.bits) * scale
     if packed.zero is not None:
         offset = torch.where(packed.scale.signbit(), packed.zero.float(), offset)
     return unpack_codes(packed.words).float(), offset, scale
@@ -173,10 +198,17 @@ def _decode(packed: Packed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 # ---------------------------------------------------------------- keys and values
 
 
-def quantize_keys(key: torch.Tensor, bits: int, key_norm: torch.Tensor | None = None) -> Packed:
-    """`key [B, Hkv, N, D]` in groups of channels; `key_norm [B, Hkv, 1, D]` divides it first."""
-    key = key.float() if key_norm is None else key.float() / key_norm
-    return quantize_groups(key.unflatten(-1, (-1, GROUP)), bits)
+def quantize_keys(
+    key: torch.Tensor, bits: int, key_norm: torch.Tensor | None = None, key_mean: torch.Tensor | None = None
+) -> Packed:
+    """
+    (key - key_mean) / key_norm in groups of channels: `key [B, Hkv, N, D]`, N a multiple of `GROUP`, norm and mean
+    `[B, Hkv, 1, D]`.
+    """
+    key = key.float() if key_mean is None else key.float() - key_mean
+    key = key if key_norm is None else key / key_norm
+    tiles = key.unflatten(-1, (-1, GROUP)).unflatten(2, (-1, GROUP)).transpose(3, 4)  # [B, Hkv, T, G, token, channel]
+    return quantize_groups(tiles, bits)
 
 
 def quantize_values(value: torch.Tensor, bits: int, hybrid: bool = False) -> Packed:
@@ -185,22 +217,36 @@ def quantize_values(value: torch.Tensor, bits: int, hybrid: bool = False) -> Pac
     return quantize_groups(tiles, bits, hybrid)
 
 
-def channel_norm(key: torch.Tensor) -> torch.Tensor:
+def channel_mean(key: torch.Tensor) -> torch.Tensor:
     """
-    Norm of each key channel over `key [B, Hkv, N, D]`: n_c = sqrt(max over tokens of |k_c|), float32 `[B, Hkv, 1, D]`.
+    Mean of each key channel over `key [B, Hkv, N, D]`, float32 `[B, Hkv, 1, D]`.
+
+    A channel that hardly leaves its mean would spend the codes of its whole group on that mean. Taken off the stored
+    keys, it comes back as one number per query, q . mean, on all their logits.
+    """
+    return key.float().mean(2, keepdim=True)
+
+
+def channel_norm(key: torch.Tensor, key_mean: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Norm of each key channel over `key [B, Hkv, N, D]`: n_c = sqrt(max over tokens of |k_c|), of k - `key_mean` where
+    that is given; float32 `[B, Hkv, 1, D]`.
 
     Storing k / n and asking with q * n evens out the channels that share a scale. The clamp keeps a channel that was
     silent so far from dividing by zero.
     """
-    return key.float().abs().amax(2, keepdim=True).sqrt().clamp(min=1e-3)
+    key = key.float() if key_mean is None else key.float() - key_mean
+    return key.abs().amax(2, keepdim=True).sqrt().clamp(min=1e-3)
 
 
 def dequantize(packed: PackedKV) -> tuple[torch.Tensor, torch.Tensor]:
     """All living tokens in float32: key `[B, Hkv, tokens, D]`, value `[B, Hkv, tokens, Dv]`."""
-    key = dequantize_groups(packed.key).flatten(-2)  # [B, Hkv, N, D]
+    key = dequantize_groups(packed.key).transpose(3, 4).flatten(-2).flatten(2, 3)  # [B, Hkv, N, D]
     value = dequantize_groups(packed.value).transpose(-1, -2).flatten(2, 3)  # [B, Hkv, N, Dv]
     if packed.key_norm is not None:
         key = key * packed.key_norm
+    if packed.key_mean is not None:
+        key = key + packed.key_mean
     if packed.alive is not None:
         key, value = key[:, :, packed.alive], value[:, :, packed.alive]
     return key, value
@@ -277,6 +323,7 @@ def _to_slots(packed: PackedKV, mask: torch.Tensor | None) -> torch.Tensor | Non
 
 def _attend_packed(rows: torch.Tensor, packed: PackedKV, mask: torch.Tensor | None) -> list[Partial]:
     """`rows [B, Hkv, M, D]` against the packed tokens, `CHUNK_TILES` tiles at a time."""
+    common = 0 if packed.key_mean is None else rows @ packed.key_mean.transpose(-1, -2)  # [B, Hkv, M, 1]
     if packed.key_norm is not None:
         rows = rows * packed.key_norm  # q * n asks the stored k / n
     rows = rows.unflatten(-1, (-1, GROUP))  # [B, Hkv, M, G, 32]
@@ -285,11 +332,12 @@ def _attend_packed(rows: torch.Tensor, packed: PackedKV, mask: torch.Tensor | No
     for tile in range(0, packed.num_slots // GROUP, CHUNK_TILES):
         tiles = slice(tile, tile + CHUNK_TILES)
         slots = slice(tile * GROUP, (tile + CHUNK_TILES) * GROUP)
-        key, value = _slice(packed.key, slots), _slice(packed.value, tiles)
+        key, value = _slice(packed.key, tiles), _slice(packed.value, tiles)
 
-        codes, offset, step = _decode(key)  # [B, Hkv, n, G, 32], [B, Hkv, n, G]
-        dots = torch.einsum("bhmgc,bhngc->bhmng", rows, codes)
-        scores = (dots * step[:, :, None]).sum(-1) + torch.einsum("bhmg,bhng->bhmn", row_sums, offset)
+        codes, offset, step = _decode(key)  # [B, Hkv, t, G, token, channel], [B, Hkv, t, G, token]
+        dots = torch.einsum("bhmgc,bhtgnc->bhmtgn", rows, codes)
+        scores = (dots * step[:, :, None]).sum(4) + torch.einsum("bhmg,bhtgn->bhmtn", row_sums, offset)
+        scores = scores.flatten(-2) + common  # [B, Hkv, M, t * 32]
         m, l, weights = _softmax_parts(scores, None if mask is None else mask[..., slots])
 
         codes, offset, step = _decode(value)  # [B, Hkv, t, Dv, 32], [B, Hkv, t, Dv]
@@ -324,6 +372,6 @@ def _merge(parts: list[Partial]) -> Partial:
 
 
 def _slice(packed: Packed, where: slice) -> Packed:
-    """Takes slots or tiles out of axis 2."""
+    """Takes tiles out of axis 2."""
     zero = None if packed.zero is None else packed.zero[:, :, where]
     return Packed(packed.words[:, :, where], packed.scale[:, :, where], zero)

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, MistralConfig
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig
 
+import hf_infeco
 from hf_infeco import InnerQCache, InnerQConfig, cache_nbytes, compat
 from hf_infeco.innerq.layer import InnerQLayer
 from hf_infeco.kernels.innerq.reference import GROUP
@@ -79,11 +80,57 @@ def test_nothing_is_quantized_twice():
     assert torch.equal(after.value.scale[:, :, : scale.shape[2]], scale)
 
 
-def test_one_at_a_time_equals_all_at_once_without_normalization():
-    config = InnerQConfig(sink=SINK, recent=RECENT, normalize_keys=False)
+def test_codes_are_as_written_after_thousands_of_steps():
+    layer = InnerQLayer(CONFIG)
+    key, value = (torch.randn(1, 1, 4096, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    written: list[dict[str, torch.Tensor]] = []  # every tile at the step that packed it
+    for step in range(4096):
+        layer.update(key[:, :, step : step + 1], value[:, :, step : step + 1])
+        if layer._store is not None and layer._store.num_slots > len(written) * GROUP:
+            written.append({name: tensor[:, :, -1].clone() for name, tensor in packed_state(layer).items()})
+    assert len(written) == (4096 - SINK - RECENT) // GROUP
+    for name, tensor in packed_state(layer).items():
+        assert torch.equal(tensor, torch.stack([tile[name] for tile in written], 2)), name
+
+
+def packed_state(layer: InnerQLayer) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in layer.state().items() if name.startswith(("key.", "value."))}
+
+
+def test_one_at_a_time_equals_all_at_once_where_nothing_is_taken_from_the_first_tokens():
+    config = InnerQConfig(sink=SINK, recent=RECENT, normalize_keys=False, center_keys=False)
     at_once, one_by_one = filled(301, config), filled(301, config, step=1)
     assert torch.equal(at_once._store.view().value.words, one_by_one._store.view().value.words)
     assert torch.equal(at_once.keys, one_by_one.keys)
+
+
+def test_later_tokens_are_stored_with_the_means_and_norms_of_the_first():
+    layer = filled(300)
+    mean, norm = layer._store.key_mean.clone(), layer._store.key_norm.clone()
+    layer.update(*(100 + tensor for tensor in states(200, seed=1)))
+    assert torch.equal(layer._store.key_mean, mean) and torch.equal(layer._store.key_norm, norm)
+
+
+def test_a_short_first_call_waits_for_enough_tokens_to_measure():
+    layer = filled(SINK + RECENT + GROUP - 1)
+    assert layer._store is None
+    layer.update(*states(1, seed=1))
+    assert layer._store.num_tokens == GROUP and (layer._store.key_norm >= 1e-3).all()
+
+
+@pytest.mark.gpu
+def test_a_decode_step_never_waits_for_the_gpu():
+    layer = InnerQLayer(CONFIG)
+    layer.update(*(tensor.cuda().half() for tensor in states(300)))
+    query = torch.randn(2, 4, 1, 64, device="cuda", dtype=torch.float16)
+    new = [tensor.cuda().half() for tensor in states(1, seed=1)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2 * GROUP):  # packs twice on the way
+            handle, _ = layer.update(*new)
+            handle.view_of.attend(query, 0.1, None)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_appending_copies_little():
@@ -196,7 +243,8 @@ def test_only_full_attention_layers_are_packed():
 
 def test_bytes_are_those_of_the_storages():
     config = LlamaConfig(num_hidden_layers=1, hidden_size=128, num_attention_heads=2)
-    cache, dense = InnerQCache(config, InnerQConfig(normalize_keys=False)), DynamicCache(config=config)
+    plain = InnerQConfig(normalize_keys=False, center_keys=False)
+    cache, dense = InnerQCache(config, plain), DynamicCache(config=config)
     for each in (cache, dense):
         each.update(*(tensor.bfloat16() for tensor in states(4096, batch=1)), 0)
     assert cache_nbytes(dense) == 2 * 2 * 4096 * 64 * 2
@@ -220,6 +268,41 @@ def test_a_handle_is_a_tensor_for_whoever_looks_inside(beam):
     assert torch.equal(handle @ expected.transpose(-1, -2), expected @ expected.transpose(-1, -2))
     assert type(handle * 2) is torch.Tensor
     assert "KVHandle" in repr(handle)
+
+
+@pytest.mark.parametrize("name", ["key_bits", "value_bits"])
+@pytest.mark.parametrize("bits", [0, 1, 5, 16])
+def test_bits_out_of_range_are_refused_with_the_range(name, bits):
+    with pytest.raises(ValueError, match=rf"InnerQConfig\.{name}={bits} .*\(2, 3, 4\).*innerq=False"):
+        InnerQConfig(**{name: bits})
+
+
+def test_a_model_whose_head_dim_does_not_group_is_refused():
+    with pytest.raises(ValueError, match=r"head_dim=40 is not a multiple of the group of 32.*DynamicCache"):
+        InnerQCache(LlamaConfig(num_hidden_layers=1, hidden_size=80, num_attention_heads=2, head_dim=40))
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_a_compiled_model_computes_the_same(patched):
+    config = LlamaConfig(
+        vocab_size=97, num_hidden_layers=1, hidden_size=64, intermediate_size=64, num_attention_heads=1
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    if patched:
+        hf_infeco.patch(model, s2o=False)
+    ids = torch.randint(0, 97, (2, 88), generator=torch.Generator().manual_seed(0))
+
+    def run(forward) -> torch.Tensor:
+        cache = InnerQCache(config, CONFIG)
+        pieces = [ids[:, :80], *ids[:, 80:].split(1, dim=1)]
+        return torch.cat([forward(piece, past_key_values=cache).logits for piece in pieces], 1)
+
+    try:
+        with torch.no_grad():
+            torch.testing.assert_close(run(torch.compile(model, backend="eager")), run(model))
+    finally:
+        torch.compiler.reset()
 
 
 def test_the_cache_takes_presets_and_refuses_to_be_off():

@@ -1,5 +1,7 @@
 """InnerQ's formulas: codes survive packing, errors stay within half a step, packed attention is attention."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ def random_groups(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_codes_survive_packing_and_fill_no_more_words_than_bits(bits):
     codes = torch.randint(0, 2**bits, (3, 5, GROUP), generator=torch.Generator().manual_seed(bits))
     words = reference.pack_codes(codes, bits)
-    assert words.dtype == torch.int32 and words.shape == (3, 5, bits)
+    assert words.dtype == torch.int32 and words.shape == (3, bits, 5)
     assert torch.equal(reference.unpack_codes(words).long(), codes)
 
 
@@ -50,8 +52,8 @@ def test_numbers_beyond_float16_saturate_instead_of_becoming_infinite():
 def test_hybrid_is_never_worse_than_symmetric_and_uses_both_forms():
     ternary = random_groups(50).sign() * (random_groups(50, seed=1) > 0)  # what the symmetric form holds exactly
     groups = torch.cat([ternary, random_groups(50, seed=2) * 0.1 + 3])
-    symmetric = reference.quantize_groups(groups, 2)
-    hybrid = reference.quantize_groups(groups, 2, hybrid=True)
+    symmetric = reference.quantize_groups(groups, 3)
+    hybrid = reference.quantize_groups(groups, 3, hybrid=True)
 
     def error(packed):
         return (reference.dequantize_groups(packed) - groups).abs().sum(-1)
@@ -59,6 +61,31 @@ def test_hybrid_is_never_worse_than_symmetric_and_uses_both_forms():
     assert (error(hybrid) <= error(symmetric) + 1e-5).all()
     is_asymmetric = hybrid.scale.signbit()
     assert is_asymmetric[50:].all() and not is_asymmetric[:50].any()
+
+
+def test_two_bits_are_four_levels_half_a_step_beside_zero():
+    groups = torch.tensor([-1.5, -0.5, 0.5, 1.5]).repeat(GROUP // 4)[None]
+    assert torch.equal(reference.dequantize_groups(reference.quantize_groups(groups, 2)), groups)
+    spread = random_groups(200)
+    ternary = spread.abs().amax(-1, keepdim=True)
+    ternary = (spread / ternary).round() * ternary
+    back = reference.dequantize_groups(reference.quantize_groups(spread, 2))
+    assert (back - spread).square().mean() < 0.7 * (ternary - spread).square().mean()
+
+
+def test_centering_spends_the_codes_on_what_changes():
+    """Channels that hardly leave their means: centred, their error is one of what changes, not of the mean."""
+    key = random_groups(1, 1, 64, 2).flatten(-2) * 0.1 + 3 * torch.randn(
+        64, generator=torch.Generator().manual_seed(5)
+    )
+    value = reference.quantize_values(key, 3)
+
+    def error(mean) -> float:
+        norm = reference.channel_norm(key, mean)
+        packed = PackedKV(reference.quantize_keys(key, 3, norm, mean), value, norm, mean)
+        return float((reference.dequantize(packed)[0] - key).norm() / (key - key.mean(2, keepdim=True)).norm())
+
+    assert error(reference.channel_mean(key)) < 0.25 < 1 < error(None)
 
 
 def test_normalization_keeps_a_silent_channel_finite():
@@ -73,10 +100,10 @@ def make_packed(batch, kv_heads, tiles, head_dim, value_dim, *, normalize, hybri
     generator = torch.Generator().manual_seed(seed)
     key = torch.randn(batch, kv_heads, tiles * GROUP, head_dim, generator=generator)
     value = torch.randn(batch, kv_heads, tiles * GROUP, value_dim, generator=generator)
-    norm = reference.channel_norm(key) if normalize else None
-    return PackedKV(
-        reference.quantize_keys(key, 3, norm), reference.quantize_values(value, 2 if hybrid else 3, hybrid), norm, None
-    )
+    mean = reference.channel_mean(key) if normalize else None
+    norm = reference.channel_norm(key, mean) if normalize else None
+    values = reference.quantize_values(value, 2 if hybrid else 3, hybrid)
+    return PackedKV(reference.quantize_keys(key, 3, norm, mean), values, norm, mean)
 
 
 def plain_attention(query, key, value, *, scale, key_mask=None):
@@ -115,7 +142,7 @@ def test_dead_slots_are_not_attended(monkeypatch):
     packed = make_packed(1, 1, 5, 64, 64, normalize=False, hybrid=False)
     alive = torch.ones(5 * GROUP, dtype=torch.bool)
     alive[20:40] = alive[2 * GROUP : 4 * GROUP] = False
-    packed = PackedKV(packed.key, packed.value, None, alive)
+    packed = replace(packed, alive=alive)
     key, value = reference.dequantize(packed)
     assert key.shape[2] == alive.sum()
     query, empty, own = torch.randn(1, 1, 1, 64), torch.zeros(1, 1, 0, 64), torch.randn(1, 1, 1, 64)
