@@ -14,20 +14,32 @@ from .kv import cache_nbytes
 from .patching import explain, patch, patched, report, unpatch
 from .report import PatchReport
 from .s2o import S2OConfig, s2o_attention
+from .static import (
+    ConstrainedBeams,
+    StaticIndex,
+    StaticLogitsProcessor,
+    constrained_beam_search,
+    static_generate,
+)
 
 __version__ = version("hf_infeco")
 
 __all__ = [
+    "ConstrainedBeams",
     "InfecoConfig",
     "InnerQCache",
     "InnerQConfig",
     "PatchReport",
     "S2OConfig",
+    "StaticIndex",
+    "StaticLogitsProcessor",
     "cache_nbytes",
+    "constrained_beam_search",
     "explain",
     "patch",
     "patched",
     "report",
     "s2o_attention",
+    "static_generate",
     "unpatch",
 ]

@@ -33,14 +33,14 @@ def test_the_table_is_filled(monkeypatch):
     heads = generated(256, 64, seed=0)
     monkeypatch.setattr(gpu, "large_heads", lambda _: heads)
     monkeypatch.setattr(gpu, "REPEATS", 1)
-    monkeypatch.setattr(gpu, "TAUS", (0.03,))
+    monkeypatch.setattr(gpu, "TAUS", (0.003,))
     monkeypatch.setattr(gpu, "SEGMENT", 64)
     monkeypatch.setattr(torch, "bfloat16", torch.float16)  # the interpreter has no bfloat16 products
     monkeypatch.setattr(
         gpu, "dense_by", lambda _, heads: F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
     )
     entries = gpu.measure((256,), torch.device("cpu"))
-    assert [(entry["tau"], entry["tile"]) for entry in entries] == [(0.03, 64), (0.03, 128)]
+    assert [(entry["tau"], entry["tile"]) for entry in entries] == [(0.003, 64), (0.003, 128)]
     for entry in entries:
         assert 0 < entry["density"] < 1 and 0 < entry["missed"] < 1 and 2e-3 < entry["error"] < 0.5
         assert all(error < 2e-3 for error in entry["dense_error"].values())

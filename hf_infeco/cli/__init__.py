@@ -2,8 +2,10 @@
 
 import typer
 
+from .bench import bench
 from .env import env
 from .explain import explain
+from .index import index
 
 app = typer.Typer(
     name="hf-infeco",
@@ -14,5 +16,7 @@ app = typer.Typer(
 )
 app.command()(env)
 app.command()(explain)
+app.add_typer(bench, name="bench")
+app.add_typer(index, name="index")
 
 __all__ = ["app"]

@@ -26,7 +26,7 @@ def test_quick_measures_every_part_and_draws_the_results(tmp_path):
     assert written == [str(out), *pictures] and sorted(tmp_path.iterdir()) == sorted(map(type(out), written))
 
     results = json.loads(out.read_text())
-    assert list(results) == ["speed", "error", "rules", "recall", "perplexity"]
+    assert list(results) == ["speed", "short", "error", "rules", "recall", "perplexity"]
     assert all({"device", "commit", "torch", "transformers"} <= set(part["where"]) for part in results.values())
     entries = {part: results[part]["entries"] for part in results}
     for entry in entries["speed"]:

@@ -1,0 +1,49 @@
+"""Whether an index is whole: what a damaged file or a wrong hand would break, and decoding would not notice."""
+
+import torch
+
+from ..kernels.static.reference import PAD, Trie
+from .build import number_nodes
+from .eligible import propagate
+from .index import StaticIndex
+
+
+def find_faults(index: StaticIndex, fingerprint: str) -> list[str]:
+    """
+    What is wrong with an index, in sentences; none if all is well. Reads all of it and numbers its nodes again.
+
+    Args:
+        fingerprint (`str`): the one that was written down when the index was built.
+    """
+    trie = index.trie
+    faults = []
+    sizes = trie.alphabet_start.diff()
+    if (trie.sequences < PAD).any() or (trie.sequences >= sizes).any():
+        return [f"Some sequence holds a code beyond its level's tokens, {sizes.tolist()}."]
+    if not _ascends(trie.sequences):
+        faults.append("The sequences are not sorted, or repeat.")
+    if (trie.alphabet < 0).any() or (trie.alphabet >= index.vocab_size).any():
+        faults.append(f"Some token lies outside [0, {index.vocab_size}).")
+    again = number_nodes(trie.sequences.numpy(), trie.alphabet.numpy(), trie.alphabet_start.numpy())
+    if index.eligible is not None:
+        again = propagate(again, index.eligible, None if index.item_ids is None else index.item_ids.begin)
+    wrong = [name for name, mine, right in zip(Trie._fields, trie, again, strict=True) if not _equal(mine, right)]
+    if wrong:
+        faults.append(f"{', '.join(wrong)} do not belong to the sequences.")
+    index.__dict__.pop("fingerprint", None)  # the one that was read from the file
+    if index.fingerprint != fingerprint:
+        faults.append(f"The fingerprint is {index.fingerprint}, and {fingerprint} was written down.")
+    return faults
+
+
+def _ascends(sequences: torch.Tensor) -> bool:
+    """Whether each row comes after the one before it: at the first column where they differ, it is greater."""
+    differ = sequences[1:] != sequences[:-1]
+    first = differ.to(torch.int8).argmax(1, keepdim=True)
+    return bool((sequences[1:].gather(1, first) > sequences[:-1].gather(1, first)).all())
+
+
+def _equal(mine: object, right: object) -> bool:
+    if isinstance(mine, torch.Tensor) and isinstance(right, torch.Tensor):
+        return torch.equal(mine, right)
+    return mine == right

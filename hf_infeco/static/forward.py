@@ -1,0 +1,101 @@
+"""One model call after another for a search of ours: prompts, their beams, the cache, and which tokens are scored."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationConfig, PreTrainedModel
+
+
+class Forward:
+    """
+    Calls a model within `generate(custom_generate=...)`. The prompts are read once, before there are beams.
+
+    Args:
+        model_kwargs (`dict`): what `generate` prepared, with the cache.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+    ):
+        self.model, self.input_ids = model, input_ids
+        self.config, self.model_kwargs = generation_config, model_kwargs
+        self.is_encoder_decoder = model.config.is_encoder_decoder
+
+    def prompts(self, tokens: torch.Tensor | None) -> torch.Tensor:
+        """Logits behind each prompt, float32 `[B, tokens]`; None scores the whole vocabulary."""
+        with _scoring(self.model, tokens):
+            return self._logits(self.model._prefill(self.input_ids, self.config, self.model_kwargs), tokens)
+
+    def beams(self, tokens: torch.Tensor | None) -> torch.Tensor:
+        """Logits behind each beam's last token, float32 `[B * beams, tokens]`."""
+        inputs = self.model.prepare_inputs_for_generation(
+            self.input_ids, next_sequence_length=1 if self.model_kwargs["use_cache"] else None, **self.model_kwargs
+        )
+        with _scoring(self.model, tokens):
+            return self._logits(self.model(**inputs, return_dict=True), tokens)
+
+    def open_beams(self, num_beams: int) -> None:
+        """From one row per prompt to one per beam."""
+        self.input_ids, self.model_kwargs = self.model._expand_inputs_for_generation(
+            input_ids=self.input_ids,
+            expand_size=num_beams,
+            is_encoder_decoder=self.is_encoder_decoder,
+            **self.model_kwargs,
+        )
+        if (cache := self._cache) is not None:
+            cache.batch_repeat_interleave(num_beams)
+
+    def choose(self, rows: torch.Tensor, token: torch.Tensor) -> None:
+        """Every row goes on from the row named in `rows [R]`, with one more `token [R]`."""
+        self.input_ids = torch.cat([self.input_ids[rows], token[:, None]], dim=1)
+        if (cache := self._cache) is None:
+            return
+        if hasattr(self.model, "_reorder_cache"):
+            self.model_kwargs["past_key_values"] = self.model._reorder_cache(cache, rows)
+        else:
+            cache.reorder_cache(rows)
+
+    @property
+    def _cache(self) -> Any:
+        return self.model_kwargs.get("past_key_values") if self.model_kwargs["use_cache"] else None
+
+    def _logits(self, outputs: Any, tokens: torch.Tensor | None) -> torch.Tensor:
+        self.model_kwargs = self.model._update_model_kwargs_for_generation(
+            outputs, self.model_kwargs, is_encoder_decoder=self.is_encoder_decoder
+        )
+        logits = outputs.logits[:, -1]
+        if tokens is not None and logits.shape[1] != len(tokens):
+            logits = logits[:, tokens]  # the head is none that rows can be taken from
+        return logits.float()
+
+
+@contextmanager
+def _scoring(model: PreTrainedModel, tokens: torch.Tensor | None) -> Iterator[None]:
+    """
+    Has this model's head compute only some tokens' logits. What a model does behind it, scaling or capping, it does
+    to each logit alone.
+    """
+    head = model.get_output_embeddings()
+    if tokens is None or type(head) is not nn.Linear or "forward" in vars(head):
+        yield
+        return
+    head.forward = functools.partial(_rows_of_linear, head, tokens)
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _rows_of_linear(head: nn.Linear, tokens: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    low, high = int(tokens[0]), int(tokens[-1]) + 1
+    rows = slice(low, high) if high - low == len(tokens) else tokens  # a slice copies no weights
+    return F.linear(hidden, head.weight[rows], None if head.bias is None else head.bias[rows])
