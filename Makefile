@@ -47,6 +47,7 @@ demo: $(READY) ## a trained model answers from a long text, dense and patched, i
 	@$(BIN)/python examples/quickstart.py
 
 test: $(READY) ## run the whole test suite, without network
+	TRITON_INTERPRET=1 $(PYTEST) -q tests/kernels/test_*_triton.py tests/test_benchmarks_*_gpu.py
 	$(PYTEST)
 
 lint: $(READY) ## ruff (lint and format) and mypy
@@ -55,15 +56,18 @@ lint: $(READY) ## ruff (lint and format) and mypy
 	$(BIN)/python -m mypy
 
 bench: $(READY) ## measure and write benchmarks/results/
-	$(BIN)/python benchmarks/foundation.py
+	$(BIN)/python -P -m hf_infeco.benchmarks.foundation
+	$(BIN)/hf-infeco bench s2o
+	$(BIN)/hf-infeco bench innerq
+	$(BIN)/python -P -m hf_infeco.benchmarks.static
 
 gpu: ## the checks and the benchmark that need CUDA, in under ten minutes; installs and fetches nothing but hf_infeco
 	@$(GPU_PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null || \
 		{ echo "make gpu: $(GPU_PYTHON) has no torch with a CUDA device here, so nothing was run."; exit 1; }
 	$(GPU_PYTHON) -m pip install -q --no-deps --no-build-isolation --no-index -e .
-	OMP_NUM_THREADS=2 $(GPU_PYTHON) -P -m pytest -n 4 -m gpu || [ $$? -eq 5 ] # 5: no test is marked yet
+	OMP_NUM_THREADS=2 $(GPU_PYTHON) -P -m pytest -n 4 -m gpu
 	OMP_NUM_THREADS=2 HF_INFECO_TEST_DEVICE=cuda $(GPU_PYTHON) -P -m pytest -n 4 tests/contract
-	$(GPU_PYTHON) benchmarks/foundation.py
+	$(GPU_PYTHON) -P -m hf_infeco.benchmarks.gpu
 
 compat: $(COMPAT_VERSIONS:%=compat-%) ## the contract suite on each transformers version of COMPAT_VERSIONS
 

@@ -1,7 +1,7 @@
 """
 The foundation's numbers: the recall model dense and patched with defaults, on recall, perplexity, bytes and time.
 
-    python benchmarks/foundation.py [--parts recall perplexity speed] [--questions 1024]
+    python -P -m hf_infeco.benchmarks.foundation [--parts recall perplexity speed] [--questions 1024]
 
 Each part is measured on its own and replaces its entry in benchmarks/results/foundation.json; the table in README.md
 is written from that file. Times are of one run on one machine: read the ratios.
@@ -145,8 +145,8 @@ def as_table(results: dict) -> str:
     place = results["speed"]["where"]
     questions = results["recall"]["dense"][str(LENGTHS[0])]["total"]
     note = (
-        f"The bundled recall model; {questions:,} questions per length; times of one run on {place['device']}, of the "
-        f"readable reference code. transformers {place['transformers']}, torch {place['torch']}, {place['date']}."
+        f"The bundled recall model; {questions:,} questions per length; times of one run on {place['device']}. "
+        f"transformers {place['transformers']}, torch {place['torch']}, {place['date']}."
     )
     return f"{markdown_table(('', *CONFIGURATIONS), rows)}\n\n{note}"
 

@@ -21,7 +21,7 @@ from hf_infeco.kernels.s2o.granules import cut_into_granules
 from hf_infeco.kernels.s2o.reference import query_metric
 from hf_infeco.training.testbed.structured_heads import structured_heads
 
-from ..measuring import median_seconds, results_folder, where
+from ..measuring import LLAMA_8B, median_seconds, results_folder, where
 from .inputs import Heads
 
 LENGTHS = (8192, 16384, 32768, 65536, 131072)
@@ -32,15 +32,6 @@ DENSE = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTIO
 SAMPLED_ROWS = 256  # of each head, for the error
 REPEATS = 5
 SEGMENT, GRANULE = S2OConfig().segment, S2OConfig().granule
-LARGE = dict(
-    vocab_size=128_256,
-    hidden_size=4096,
-    intermediate_size=14_336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    max_position_embeddings=131_072,
-)
 
 
 def measure(lengths: tuple[int, ...], device: torch.device) -> list[dict]:
@@ -153,7 +144,7 @@ def main() -> list[str]:
     """Measures, writes, and returns the lines of a short table."""
     device = torch.device("cuda")
     results = {"where": where("cuda"), "entries": measure(LENGTHS, device)}
-    results["prefill"] = measure_prefill(PREFILL_LENGTHS, device, LARGE)
+    results["prefill"] = measure_prefill(PREFILL_LENGTHS, device, LLAMA_8B)
     (results_folder() / "s2o_gpu.json").write_text(json.dumps(results, indent=1) + "\n")
     lines = []
     for entry in results["entries"]:

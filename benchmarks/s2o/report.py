@@ -17,21 +17,31 @@ def blocks(results: dict) -> dict[str, str]:
 
 
 def speed_table(entries: Entries) -> str:
-    header = ["input", "tokens", "dtype", "error", "density", "missed: estimate, true", "dense, s", "S2O, s"]
+    """A row per input, length, dtype and tau: where the loosest tau reaches several points, they share it."""
+    distinct = {(entry["input"], entry["tokens"], entry["dtype"], entry["tau"]): entry for entry in entries}
     rows = [
-        [
-            entry["input"],
-            f"{entry['tokens']:,}",
-            entry["dtype"],
-            f"{100 * entry['error']:.1f} %",
-            f"{entry['density']:.3f}",
-        ]
+        [name, f"{tokens:,}", dtype, f"{tau:.2g}", f"{100 * entry['error']:.1f} %", f"{entry['density']:.3f}"]
         + [f"{100 * entry['missed']:.1f} %, {100 * entry['truly_missed']:.1f} %"]
         + [f"{entry['dense_seconds']:.3f}", f"{entry['s2o_seconds']:.3f}", f"**{entry['speedup']:.2f}x**"]
         + [f"{100 * entry['ranking_share']:.0f} %"]
+        for (name, tokens, dtype, tau), entry in distinct.items()
+    ]
+    header = ["input", "tokens", "dtype", "tau", "error", "density", "missed: estimate, true", "dense, s", "S2O, s"]
+    return markdown_table([*header, "over the faster dense dtype", "cutting, of S2O's time"], rows)
+
+
+def short_table(entries: Entries) -> str:
+    rows = [
+        [
+            f"{entry['tokens']:,}",
+            f"{1e3 * entry['dense']:.2f}",
+            f"{1e3 * entry['s2o']:.2f}",
+            f"{entry['over_dense']:.3f}",
+        ]
+        + ["dense" if entry["density"] == 1 else f"sparse, density {entry['density']:.3f}"]
         for entry in entries
     ]
-    return markdown_table([*header, "over the faster dense dtype", "cutting, of S2O's time"], rows)
+    return markdown_table(["tokens", "dense, ms", "defaults, ms", "of the dense time", "what ran"], rows)
 
 
 def error_table(entries: Entries) -> str:
@@ -81,6 +91,7 @@ def perplexity_table(entries: Entries) -> str:
 
 TABLES: dict[str, Callable[[Entries], str]] = {
     "speed": speed_table,
+    "short": short_table,
     "error": error_table,
     "rules": rules_table,
     "recall": recall_table,

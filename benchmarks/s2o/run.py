@@ -14,10 +14,10 @@ from ..measuring import MODEL, ROOT, results_folder, where
 from .fidelity import compare_rules, measure_error
 from .inputs import Captor
 from .report import blocks
-from .speed import measure_speed
+from .speed import measure_short, measure_speed
 from .tasks import recall, text_perplexity
 
-PARTS = ("speed", "error", "rules", "recall", "perplexity")
+PARTS = ("speed", "short", "error", "rules", "recall", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ def run(
     captor = cache(lambda: Captor(model, device))  # not every part needs it
     measure = {
         "speed": lambda: measure_speed(captor(), extent.lengths, device),
+        "short": lambda: measure_short(device),
         "error": lambda: measure_error(captor(), extent.lengths, device),
         "rules": lambda: compare_rules(captor(), extent.rule_lengths, device),
         "recall": lambda: recall(model, extent.task_lengths, device, extent.questions),

@@ -7,35 +7,56 @@ from math import sqrt
 import torch
 from tqdm import tqdm
 
+from hf_infeco import S2OConfig
+from hf_infeco.s2o.attention import causal_attention
+
 from ..measuring import median_seconds
 from .inputs import LAST_LAYERS, Captor, Heads, generated
 from .operator import cut, dense, distance, sparse, truly_missed
 
 POINTS = (0.05, 0.02, 0.01)  # relative L2 error against dense attention in float32
-LEAST_TAU, MOST_TAU, BISECTIONS = 1e-5, 0.3, 7  # which settles tau to 8 %
+LEAST_TAU, MOST_TAU, BISECTIONS = 1e-5, 0.3, 8  # which settles tau to 4 %
 REPEATS = 3
+SHORT, SHORT_REPEATS = (256, 512, 1024, 2048, 4096), 31
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def measure_speed(captor: Captor, lengths: tuple[int, ...], device: str) -> list[dict]:
-    """One entry per input, length, dtype and point: tau is chosen on seed 0, everything else measured on seed 1."""
+    """One entry per input, length, dtype and point, at the largest tau whose error is that of the point."""
     entries = []
     for seq_len in lengths:
-        makers: dict[str, Callable[[int], Heads]] = {
-            "generated, head_dim 64": lambda seed, at=seq_len: generated(at, 64, seed),
-            "generated, head_dim 128": lambda seed, at=seq_len: generated(at, 128, seed),
-            "captured, last two layers": lambda seed, at=seq_len: captor.heads(at, seed, LAST_LAYERS),
+        makers: dict[str, Callable[[], Heads]] = {
+            "generated, head_dim 64": lambda at=seq_len: generated(at, 64, 1),
+            "generated, head_dim 128": lambda at=seq_len: generated(at, 128, 1),
+            "captured, last two layers": lambda at=seq_len: captor.heads(at, 1, LAST_LAYERS),
         }
         for name, make in tqdm(makers.items(), desc=f"speed at {seq_len}", unit="input"):
-            taus = _taus(make(0).to(device))
             cell = {"input": name, "tokens": seq_len}
-            entries += [cell | entry for entry in _measure(make(1).to(device), taus)]
+            entries += [cell | entry for entry in _measure(make().to(device))]
     return entries
 
 
-def _taus(heads: Heads) -> dict[float, float]:
+def measure_short(device: str) -> list[dict]:
+    """What asking costs where the answer is dense: defaults against dense attention below the measured crossover."""
+    entries = []
+    for seq_len in tqdm(SHORT, desc="below the crossover", unit="length"):
+        heads = generated(seq_len, 64, 1).to(device).to(torch.bfloat16)
+        runs = {
+            "dense": lambda heads=heads: dense(heads),
+            "s2o": lambda heads=heads: causal_attention(*heads, S2OConfig()),
+        }
+        for run in runs.values():  # measures the crossover, once
+            run()
+        seconds = median_seconds(heads.query.device, runs, SHORT_REPEATS)
+        density = float(causal_attention(*heads, S2OConfig())[1].density)
+        entries.append(
+            {"tokens": seq_len, **seconds, "over_dense": seconds["s2o"] / seconds["dense"], "density": density}
+        )
+    return entries
+
+
+def _taus(heads: Heads, reference: torch.Tensor) -> dict[float, float]:
     """The largest tau found for each point, without the points that even the least tau misses."""
-    reference = dense(heads)
 
     @cache  # the points share their first steps
     def error(tau: float) -> float:
@@ -43,6 +64,9 @@ def _taus(heads: Heads) -> dict[float, float]:
 
     found = {}
     for point in POINTS:
+        if error(MOST_TAU) <= point:
+            found[point] = MOST_TAU
+            continue
         low, high = LEAST_TAU, MOST_TAU
         for _ in range(BISECTIONS):
             tau = sqrt(low * high)
@@ -52,8 +76,11 @@ def _taus(heads: Heads) -> dict[float, float]:
     return found
 
 
-def _measure(heads: Heads, taus: dict[float, float]) -> Iterator[dict]:
+def _measure(heads: Heads) -> Iterator[dict]:
     """All times of an input are taken in turn; `speedup` is over the faster of the dense ones."""
+    reference = dense(heads)
+    taus = _taus(heads, reference)
+    missed = {tau: truly_missed(heads, tau) for tau in set(taus.values())}
     by_dtype = {name: heads.to(dtype) for name, dtype in DTYPES.items()}
     runs: dict[tuple, Callable] = {}
     for name, cast in by_dtype.items():
@@ -62,7 +89,6 @@ def _measure(heads: Heads, taus: dict[float, float]) -> Iterator[dict]:
         runs |= {(name, tau): lambda cast=cast, tau=tau: sparse(cast, tau) for tau in taus.values()}
     seconds = median_seconds(heads.query.device, runs, REPEATS)
     fastest = min(seconds[name, "dense"] for name in DTYPES)
-    reference = dense(heads)
     for name, cast in by_dtype.items():
         dense_error = distance(dense(cast), reference)["error"]  # of the dtype alone
         for point, tau in taus.items():
@@ -78,5 +104,5 @@ def _measure(heads: Heads, taus: dict[float, float]) -> Iterator[dict]:
                 "speedup": fastest / seconds[name, tau],
                 "ranking_share": seconds[name, "cut"] / seconds[name, tau],
                 **shares,
-                "truly_missed": truly_missed(heads, tau),
+                "truly_missed": missed[tau],
             }
