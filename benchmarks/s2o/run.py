@@ -25,7 +25,7 @@ class Extent:
     """How much is measured."""
 
     lengths: tuple[int, ...] = (4096, 8192, 16384, 32768)  # of the operator
-    rule_lengths: tuple[int, ...] = (8192, 16384)
+    rule_lengths: tuple[int, ...] = (8192,)
     task_lengths: tuple[int, ...] = (1024, 4096, 16384)
     questions: int = 1024  # per length, in the recall part
     windows: int = 8  # of real text, per length

@@ -69,10 +69,10 @@ def _measure(
         return torch.randn(shape, generator=rng, device=like.device).to(like.dtype)
 
     for length in LENGTHS:
-        heads = [noise(like, length) for like in (query, key, value)]
+        heads = noise(query, length), noise(key, length), noise(value, length)
         scale = query.shape[3] ** -0.5
         run_sparse = partial(sparse, *heads, scale=scale, **settings)
-        run_dense = partial(dense_attention, *heads, scale)
+        run_dense = partial(dense_attention, *heads, scale=scale)
         run_sparse(), run_dense()  # compile, and fill the caches
         pairs = [(_seconds(run_sparse, query), _seconds(run_dense, query)) for _ in range(REPEATS)]
         if median(fast / slow for fast, slow in pairs) < GAIN:

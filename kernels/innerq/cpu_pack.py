@@ -6,7 +6,7 @@ import torch
 from ..jit import jit, on_threads, take_next
 from . import reference
 from .cpu_floats import from_half, to_float, to_half
-from .reference import GROUP, Packed, PackedKV
+from .reference import GROUP, KEY_REACH, Packed, PackedKV
 
 LANES = 16  # groups at a time: a 512-bit register of floats
 MIN_NUMBERS = 2**18  # for each thread: fewer cost more to hand over than they save
@@ -14,14 +14,14 @@ MIN_NUMBERS = 2**18  # for each thread: fewer cost more to hand over than they s
 
 # No `fastmath` in this file: a fused or reordered operation would round differently from torch.
 @jit()
-def _symmetric(groups, middle, scales, codes):
+def _symmetric(groups, middle, reach, scales, codes):
     """`groups [32, lanes]` to scales (float16 bits) and codes; see `reference._symmetric`."""
     for lane in range(LANES):
         top = np.float32(0)
         for j in range(GROUP):
             size = abs(groups[j, lane])
             top = size if size > top or size != size else top
-        scales[lane] = to_half(top / middle)
+        scales[lane] = to_half(top * reach / middle)
     for lane in range(LANES):
         step = from_half(scales[lane])
         for j in range(GROUP):
@@ -75,7 +75,7 @@ def _choose(groups, middle, steps, scales, zeros, codes, other_codes, other_scal
 
 
 @jit()
-def _quantize(counter, numbers, norm, mean, by_channel, hybrid, planes, middle, words, scales, zeros):
+def _quantize(counter, numbers, norm, mean, by_channel, hybrid, planes, middle, reach, words, scales, zeros):
     """
     Packs `numbers [pairs, N, channels]` tile by tile into `words [pairs, T, rows, bits, width]` and so on, where rows
     and width are those of `PackedKV`. `by_channel` groups channels of a token (keys), else tokens of a channel.
@@ -102,7 +102,7 @@ def _quantize(counter, numbers, norm, mean, by_channel, hybrid, planes, middle, 
                         else:
                             groups[j, lane] = to_float(tokens[j, first + lane])
                 lanes = slice(first, first + LANES)
-                _symmetric(groups, middle, scales[pair, tile, row, lanes], codes)
+                _symmetric(groups, middle, reach, scales[pair, tile, row, lanes], codes)
                 if hybrid:
                     scale, zero = scales[pair, tile, row, lanes], zeros[pair, tile, row, lanes]
                     _choose(groups, middle, 2**bits - 1, scale, zero, codes, other_codes, other_scales, errors)
@@ -167,7 +167,7 @@ def quantize_keys(
 ) -> Packed:
     """As `reference.quantize_keys`."""
     tile = (key.shape[-1] // GROUP, bits, GROUP)
-    return _to_packed(key, tile, hybrid=False, by_channel=True, norm=key_norm, mean=key_mean)
+    return _to_packed(key, tile, reach=KEY_REACH[bits], by_channel=True, norm=key_norm, mean=key_mean)
 
 
 def quantize_values(value: torch.Tensor, bits: int, hybrid: bool = False) -> Packed:
@@ -182,8 +182,9 @@ def _to_packed(
     numbers: torch.Tensor,
     tile: tuple[int, int, int],
     *,
-    hybrid: bool,
     by_channel: bool,
+    hybrid: bool = False,
+    reach: float = 1.0,
     norm: torch.Tensor | None = None,
     mean: torch.Tensor | None = None,
 ) -> Packed:
@@ -200,6 +201,7 @@ def _to_packed(
         hybrid,
         tuple(reference._planes(bits)),
         np.float32(reference.code_of_zero(bits)),
+        np.float32(reach),
         words.flatten(0, 1).numpy(),
         _half_bits(scale),
         _half_bits(zero),

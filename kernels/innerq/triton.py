@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .reference import GROUP, SCALE_DTYPE, Packed, PackedKV, code_of_zero
+from .reference import GROUP, KEY_REACH, SCALE_DTYPE, Packed, PackedKV, code_of_zero
 
 MAX_HEAD_DIM = 256  # beyond it, a program's tiles no longer fit in registers
 LOG2_E = 1.4426950408889634  # softmax in base 2: the hardware's exponential is exp2
@@ -397,7 +397,7 @@ def _fold_sum(x):
 def _quantize_lanes(
     groups, key_norm, key_mean, words, scale, zero, num_groups, num_lanes, kv_heads,
     stride_batch, stride_head, stride_tile, stride_group, stride_lane, stride_number,
-    BITS: tl.constexpr, HYBRID: tl.constexpr,
+    BITS: tl.constexpr, HYBRID: tl.constexpr, REACH: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, head, 32 lanes of a row of groups): their words `[bits, lanes]` and scales `[lanes]`."""
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -418,7 +418,7 @@ def _quantize_lanes(
 
     middle: tl.constexpr = _code_of_zero(BITS)
     steps: tl.constexpr = 2**BITS - 1.0
-    step = tl.minimum(tl.div_rn(tl.max(tl.abs(x), 1), middle), 65504.0).to(tl.float16)
+    step = tl.minimum(tl.div_rn(tl.max(tl.abs(x), 1) * REACH, middle), 65504.0).to(tl.float16)
     codes = _to_codes(x, step, middle, 2 * middle)
     row = (head * tl.num_programs(0) + tile) * num_groups + group
     if HYBRID:
@@ -452,18 +452,23 @@ def quantize_keys(
 ) -> Packed:
     """`reference.quantize_keys`, bit for bit."""
     tiles = key.unflatten(-1, (-1, GROUP)).unflatten(2, (-1, GROUP)).transpose(3, 4)  # [B, Hkv, T, G, token, channel]
-    return _quantize(tiles, bits, key_norm, key_mean, hybrid=False)
+    return _quantize(tiles, bits, key_norm, key_mean, hybrid=False, reach=KEY_REACH[bits])
 
 
 def quantize_values(value: torch.Tensor, bits: int, hybrid: bool = False) -> Packed:
     """`reference.quantize_values`, bit for bit."""
     tiles = value.unflatten(2, (-1, GROUP)).transpose(-1, -2)  # [B, Hkv, T, Dv, token]
-    words, scale, zero = _quantize(tiles.unsqueeze(3), bits, None, None, hybrid)
+    words, scale, zero = _quantize(tiles.unsqueeze(3), bits, None, None, hybrid, reach=1.0)
     return Packed(words.squeeze(3), scale.squeeze(3), None if zero is None else zero.squeeze(3))
 
 
 def _quantize(
-    groups: torch.Tensor, bits: int, key_norm: torch.Tensor | None, key_mean: torch.Tensor | None, hybrid: bool
+    groups: torch.Tensor,
+    bits: int,
+    key_norm: torch.Tensor | None,
+    key_mean: torch.Tensor | None,
+    hybrid: bool,
+    reach: float,
 ) -> Packed:
     """`groups [B, Hkv, T, G, lanes, 32]`, strided as they come."""
     batch, kv_heads, num_tiles, num_groups, num_lanes, _ = groups.shape
@@ -474,7 +479,7 @@ def _quantize(
         _quantize_lanes[(num_tiles, batch * kv_heads, num_groups * triton.cdiv(num_lanes, 32))](
             groups, key_norm, key_mean, words, scale, zero, num_groups, num_lanes, kv_heads, *groups.stride(),
             # A fused multiply-add would round the errors otherwise than the reference.
-            BITS=bits, HYBRID=hybrid, num_warps=1, enable_fp_fusion=False,
+            BITS=bits, HYBRID=hybrid, REACH=reach, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
     return Packed(words, scale, zero)
 

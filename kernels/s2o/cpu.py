@@ -128,12 +128,11 @@ class _Past:
     def of(cls, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: int, granule: int) -> "_Past":
         """From `queries [ratio, q_len, D]`, `key [n, D]` and `value [n, Dv]` of one KV head."""
         metric = query_metric(queries[None])
-        order, odd, *summary = (
-            part[0] for part in cut_into_granules(key[None], value[None], metric, segment, granule)
-        )
+        cut = cut_into_granules(key[None], value[None], metric, segment, granule)
+        order, odd, mean, variance, mean_value = (part[0] for part in cut)
         lanes = torch.cat([_whole_vectors(order), _whole_vectors(odd.view(-1, segment // granule))])
         keys, values = _pack_keys(key[lanes]), _pack_values(value[lanes])
-        return cls(*(part.to(key.dtype) for part in summary), keys, values)
+        return cls(mean.to(key.dtype), variance.to(key.dtype), mean_value.to(key.dtype), keys, values)
 
 
 def _whole_vectors(positions: torch.Tensor) -> torch.Tensor:

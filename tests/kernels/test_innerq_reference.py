@@ -88,6 +88,20 @@ def test_centering_spends_the_codes_on_what_changes():
     assert error(reference.channel_mean(key)) < 0.25 < 1 < error(None)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_reach_of_keys_lowers_their_error(bits):
+    key = random_groups(1, 1, 640, 2).flatten(-2)
+    tiles = key.unflatten(-1, (-1, GROUP)).unflatten(2, (-1, GROUP)).transpose(3, 4)
+    whole, saturated = reference.quantize_groups(tiles, bits), reference.quantize_keys(key, bits)
+
+    def error(packed):
+        return (reference.dequantize_groups(packed) - tiles).square().mean()
+
+    assert error(saturated) <= error(whole) * {2: 0.8, 3: 0.9, 4: 1.0}[bits]
+    largest = reference.dequantize_groups(saturated).abs().amax(-1)
+    torch.testing.assert_close(largest, tiles.abs().amax(-1) * reference.KEY_REACH[bits], rtol=1e-3, atol=0)
+
+
 def test_normalization_keeps_a_silent_channel_finite():
     key = torch.randn(1, 1, 64, 64)
     key[..., 3] = 0
