@@ -25,14 +25,17 @@ class Extent:
     """How much is measured."""
 
     lengths: tuple[int, ...] = (4096, 8192, 16384, 32768)  # of the operator
+    error_lengths: tuple[int, ...] = (1024, 4096, 8192, 16384)
     rule_lengths: tuple[int, ...] = (8192,)
     task_lengths: tuple[int, ...] = (1024, 4096, 16384)
-    questions: int = 1024  # per length, in the recall part
+    questions: int = 512  # per length, in the recall part
     windows: int = 8  # of real text, per length
 
 
 FULL = Extent()
-QUICK = Extent(lengths=(1024,), rule_lengths=(1024,), task_lengths=(1024,), questions=64, windows=1)
+QUICK = Extent(
+    lengths=(1024,), error_lengths=(1024,), rule_lengths=(1024,), task_lengths=(1024,), questions=64, windows=1
+)
 
 
 def run(
@@ -77,7 +80,7 @@ def run(
     measure = {
         "speed": lambda: measure_speed(captor(), extent.lengths, device),
         "short": lambda: measure_short(device),
-        "error": lambda: measure_error(captor(), extent.lengths, device),
+        "error": lambda: measure_error(captor(), extent.error_lengths, device),
         "rules": lambda: compare_rules(captor(), extent.rule_lengths, device),
         "recall": lambda: recall(model, extent.task_lengths, device, extent.questions),
         "perplexity": lambda: text_perplexity(model, extent.task_lengths, device, extent.windows),

@@ -6,6 +6,7 @@ from transformers.utils import logging
 
 from ..kernels.s2o.reference import S2OStats, count_causal_pairs
 from .config import S2OConfig
+from .crossover import LENGTHS
 from .dense import dense_attention
 from .operation import prefill
 
@@ -99,12 +100,16 @@ def _attend(
     if config is not None and (reason := _gpu_refusal(query, value, config)):
         logger.warning_once(f"S2O runs dense: {reason}.")
         config = None
-    shortest = 0 if config is None or isinstance(config.crossover, str) else config.crossover
-    if config is None or config.tau == 0 or kv_len < shortest or q_len < config.segment:
+    if config is None or config.tau == 0 or q_len < config.segment or kv_len < _surely_dense(config):
         return dense_attention(query, key, value, scale), S2OStats(pairs, pairs, 0.0, rows)
     with torch.no_grad():
         out, visited, missed = prefill(query, key, value, scale, config)
     return out, S2OStats(visited, pairs, missed, rows)
+
+
+def _surely_dense(config: S2OConfig) -> int:
+    """Sequences of fewer keys run dense, without asking what was measured."""
+    return LENGTHS[0] if isinstance(config.crossover, str) else config.crossover
 
 
 def _gpu_refusal(query: torch.Tensor, value: torch.Tensor, config: S2OConfig) -> str | None:

@@ -32,11 +32,9 @@ def measured_crossover(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
     Least number of keys, out of `LENGTHS`, from which on S2O with `settings` is faster than dense attention on heads
     like these; `NEVER` on devices without a fast kernel.
 
-    The first call for a device and a shape of heads takes about a second, if it has `LENGTHS[0]` keys or more; the
-    answer is kept in `crossover.json`, in the folder that `HF_INFECO_CACHE` names. Delete it to measure anew.
+    The first call for a device and a shape of heads takes about a second; the answer is kept in `crossover.json`, in
+    the folder that `HF_INFECO_CACHE` names. Delete it to measure anew.
     """
-    if key.shape[2] < LENGTHS[0]:
-        return LENGTHS[0]
     choice = choose("s2o_prefill", query.device)
     if choice.backend == "reference":
         return NEVER

@@ -366,7 +366,7 @@ def choose_blocks(tile: int, head_dim: int, value_dim: int) -> Blocks:
     is_padded = any(dim & (dim - 1) for dim in (head_dim, value_dim))
     lanes = 32 if knobs.runtime.interpret else driver.active.get_current_target().warp_size
     return Blocks(
-        keys=32 if is_large or is_padded else 64,
+        keys=32 if max(head_dim, value_dim) >= 128 or is_large or is_padded else 64,
         granules=16 if max(head_dim, value_dim) > 128 else 32,
         num_warps=(256 if is_large else 128) // lanes,
         num_stages=2,

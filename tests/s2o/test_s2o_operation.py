@@ -120,17 +120,16 @@ def test_nan_in_padding_is_nobodys_business():
     assert s2o_attention(*heads, SPARSE, starts=[50]).isfinite().all()
 
 
-def test_a_patched_model_compiles_as_one_graph_and_still_counts():
+def test_a_patched_model_compiles_as_one_graph_which_runs_dense_and_says_so():
+    """For a compiled model transformers writes the causal mask out, which S2O does not look into."""
     shape = dict(vocab_size=97, hidden_size=64, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2)
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **shape)).eval()
     ids = torch.randint(97, (1, 200), generator=torch.Generator().manual_seed(0))
-    hf_infeco.patch(model, s2o=SPARSE, innerq=False)
     with torch.no_grad():
         expected = model(ids, use_cache=False).logits
-        alone = hf_infeco.report(model).s2o
+        hf_infeco.patch(model, s2o=SPARSE, innerq=False)
         compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(ids, use_cache=False).logits
     torch.compiler.reset()
-    both = hf_infeco.report(model).s2o
-    assert (compiled - expected).norm() < 0.05 * expected.norm()
-    assert both.rows == 2 * alone.rows and both.density == pytest.approx(alone.density, rel=0.05) and both.density < 1
+    torch.testing.assert_close(compiled, expected)
+    assert hf_infeco.report(model).s2o.density == 1
