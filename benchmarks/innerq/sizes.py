@@ -4,21 +4,21 @@ either are as many times the bytes, and hqq's search for its scales takes minute
 """
 
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import Cache, LlamaConfig, PreTrainedConfig, QuantizedCache
-from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
 from .caches import MAIN, filled
 
 KV_HEADS, HEAD_DIM = 8, 128
 LENGTHS = tuple(2**power for power in range(10, 18))
 # 4 bits on transformers' other defaults. hqq has no groups along its axis 0 that a cache may use.
-QUANTIZED: dict[str, tuple[Callable[[], bool], dict[str, Any]]] = {
-    "QuantizedCache, quanto, 4 bits": (is_optimum_quanto_available, {"backend": "quanto"}),
-    "QuantizedCache, hqq, 4 bits": (is_hqq_available, {"backend": "hqq", "axis_key": 1, "axis_value": 1}),
+QUANTIZED: dict[str, tuple[str, dict[str, Any]]] = {
+    "QuantizedCache, quanto, 4 bits": ("optimum-quanto", {"backend": "quanto"}),
+    "QuantizedCache, hqq, 4 bits": ("hqq", {"backend": "hqq", "axis_key": 1, "axis_value": 1}),
 }
 
 
@@ -28,12 +28,20 @@ def config(heads: int, kv_heads: int = KV_HEADS) -> PreTrainedConfig:
     return LlamaConfig(num_hidden_layers=1, head_dim=HEAD_DIM, **sizes)
 
 
+def _is_installed(package: str) -> bool:
+    """By its metadata: what an uninstalled package leaves behind can still be found by its import name."""
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
 def quantized_caches() -> dict[str, Callable[[PreTrainedConfig], Cache]]:
     """transformers' own quantized caches, those of them whose backend is installed."""
     return {
         name: lambda config, options=options: QuantizedCache(config=config, **options)
-        for name, (is_available, options) in QUANTIZED.items()
-        if is_available()
+        for name, (package, options) in QUANTIZED.items()
+        if _is_installed(package)
     }
 
 
