@@ -4,7 +4,7 @@ import datetime
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,19 @@ LLAMA_8B: dict[str, Any] = dict(
     head_dim=128,
     max_position_embeddings=131_072,
 )
+
+
+def check_request(parts: Collection[str], known: Collection[str], model: Path | None) -> Path:
+    """The folder of the recall model, the bundled one by default, for a benchmark of `parts` out of `known`."""
+    if unknown := sorted(set(parts) - set(known)):
+        raise ValueError(f"No part is called {', '.join(unknown)}; there are {', '.join(known)}.")
+    model = model or MODEL
+    if not (model / "config.json").is_file():
+        raise ValueError(
+            f"There is no model in {model}. The bundled one lies in the repository's examples/models/recall: run from "
+            "a clone, or name a copy of that folder with --model."
+        )
+    return model
 
 
 def results_folder() -> Path:

@@ -7,6 +7,7 @@ import pytest
 
 from hf_infeco.benchmarks import foundation
 from hf_infeco.benchmarks.documents import write_page
+from hf_infeco.benchmarks.innerq import report as innerq_report
 from hf_infeco.benchmarks.s2o import report as s2o_report
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +19,7 @@ def results(name: str) -> dict:
 
 PAGES = {
     "README.md": lambda: {"foundation": foundation.as_table(results("foundation"))},
+    "docs/innerq.md": lambda: innerq_report.blocks(results("innerq")),
     "docs/s2o.md": lambda: s2o_report.blocks(results("s2o")),
 }
 

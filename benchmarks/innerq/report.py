@@ -1,8 +1,8 @@
-"""The tables of docs/innerq.md, written between its `<!-- results:NAME -->` marks from the file of results."""
+"""The tables of docs/innerq.md, from the file of results."""
 
-import re
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
+
+from ..documents import markdown_table, place_note
 
 Entries = list[dict]
 
@@ -12,7 +12,7 @@ def bytes_table(entries: Entries) -> str:
     caches = dict.fromkeys(entry["cache"] for entry in entries)
     share = {(entry["cache"], entry["tokens"]): entry["of_bf16"] for entry in entries}
     rows = [[name, *(f"{share[name, tokens]:.3f}" for tokens in shown)] for name in caches if name != "dense"]
-    return _table(["bytes / bytes in bf16, at tokens", *(f"{tokens:,}" for tokens in shown)], rows)
+    return markdown_table(["bytes / bytes in bf16, at tokens", *(f"{tokens:,}" for tokens in shown)], rows)
 
 
 def step_table(entries: Entries) -> str:
@@ -26,7 +26,7 @@ def step_table(entries: Entries) -> str:
         for (batch, tokens, ratio), cell in sorted(cells.items())
     ]
     header = ["batch", "tokens", "query heads per KV head", *(f"{name}, ms" for name in names)]
-    return _table([*header, "base over bf16", "base over fp32"], rows)
+    return markdown_table([*header, "base over bf16", "base over fp32"], rows)
 
 
 def roofline_table(entries: Entries) -> str:
@@ -36,7 +36,7 @@ def roofline_table(entries: Entries) -> str:
         + [f"{entry['bytes'] / entry['seconds'] / 1e9:.1f}", f"{100 * entry['of_bandwidth']:.0f} %"]
         for entry in cell
     ]
-    return _table(["32,768 tokens, batch 1", "MB moved", "ms", "GB/s", "of the memory's bandwidth"], rows)
+    return markdown_table(["32,768 tokens, batch 1", "MB moved", "ms", "GB/s", "of the memory's bandwidth"], rows)
 
 
 def cached_step_table(entries: Entries) -> str:
@@ -45,7 +45,9 @@ def cached_step_table(entries: Entries) -> str:
         [entry["cache"], f"{1e3 * entry['seconds']:.2f}", *(f"{entry['over'][peer]:.1f}x" for peer in quantized)]
         for entry in entries
     ]
-    return _table([f"step at {entries[0]['tokens']:,} tokens", "ms", *(f"over {peer}" for peer in quantized)], rows)
+    return markdown_table(
+        [f"step at {entries[0]['tokens']:,} tokens", "ms", *(f"over {peer}" for peer in quantized)], rows
+    )
 
 
 def decode_table(entries: Entries) -> str:
@@ -54,7 +56,9 @@ def decode_table(entries: Entries) -> str:
         + [f"{entry['over_dense']:.2f}x"]
         for entry in entries
     ]
-    return _table([f"whole model at {entries[0]['tokens']:,} tokens", "ms per token", "tokens/s", "over dense"], rows)
+    return markdown_table(
+        [f"whole model at {entries[0]['tokens']:,} tokens", "ms per token", "tokens/s", "over dense"], rows
+    )
 
 
 def recall_table(entries: Entries) -> str:
@@ -67,7 +71,7 @@ def recall_table(entries: Entries) -> str:
         + [f"{entry['total']:,}"]
         for entry in entries
     ]
-    return _table([f"recall at {entries[0]['tokens']:,} tokens", "right", "95 % interval", "questions"], rows)
+    return markdown_table([f"recall at {entries[0]['tokens']:,} tokens", "right", "95 % interval", "questions"], rows)
 
 
 def perplexity_table(entries: Entries) -> str:
@@ -81,7 +85,7 @@ def perplexity_table(entries: Entries) -> str:
             "" if cell is None else f"{cell['perplexity']:.3f} ({100 * cell['over_dense']:+.2f} %)" for cell in cells
         ]
         rows.append([name, bits, *shown])
-    return _table(["cache", "bits", *(f"perplexity, {tokens:,} tokens" for tokens in lengths)], rows)
+    return markdown_table(["cache", "bits", *(f"perplexity, {tokens:,} tokens" for tokens in lengths)], rows)
 
 
 def errors_table(entries: Entries) -> str:
@@ -92,7 +96,7 @@ def errors_table(entries: Entries) -> str:
         if entry["cache"] != "dense"
     ]
     header = f"error of attention's output, {entries[0]['tokens']:,} tokens"
-    return _table([header, *(f"layer {layer}" for layer in layers)], rows)
+    return markdown_table([header, *(f"layer {layer}" for layer in layers)], rows)
 
 
 # Name of the mark: the part of the results that it shows, and how.
@@ -108,21 +112,10 @@ TABLES: dict[str, tuple[str, Callable[[Entries], str]]] = {
 }
 
 
-def write_page(page: Path, results: dict) -> None:
-    """Replaces what lies between the marks of every part that is in `results`; everything else stays as it is."""
-    text = page.read_text(encoding="utf-8")
-    for mark, (part, draw) in TABLES.items():
-        if part in results:
-            place = results[part]["where"]
-            policy = f"OMP_WAIT_POLICY {place['OMP_WAIT_POLICY']}" if "OMP_WAIT_POLICY" in place else ""
-            versions = f"torch {place['torch']}, transformers {place['transformers']}"
-            note = ", ".join(filter(None, (place["device"], policy, versions, place["date"]))) + "."
-            block = f"<!-- results:{mark} -->\n{draw(results[part]['entries'])}\n\n{note}\n<!-- /results -->"
-            text = re.sub(rf"<!-- results:{mark} -->.*?<!-- /results -->", lambda _, b=block: b, text, flags=re.DOTALL)
-    page.write_text(text, encoding="utf-8")
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def blocks(results: dict) -> dict[str, str]:
+    """Name of the mark in the document: its table with a note, for each part that was measured."""
+    return {
+        mark: f"{draw(results[part]['entries'])}\n\n{place_note(results[part]['where'])}"
+        for mark, (part, draw) in TABLES.items()
+        if part in results
+    }

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from ..measuring import MODEL, ROOT, results_folder, where
+from ..documents import write_page
+from ..measuring import ROOT, check_request, results_folder, where
 from .caches import ABLATIONS, FORMS, MAIN, PEERS
 from .decode import STEPS, measure_decoding
 from .quality import Progress, Reader, layer_errors, perplexity, recall
-from .report import write_page
+from .report import blocks
 from .sizes import LENGTHS, measure_bytes
 from .step import CELLS, REPEATS, measure_cached_step, measure_step
 
@@ -83,14 +84,7 @@ def run(
     """
     if plot:  # imported before anything is measured: matplotlib is an extra, and may be missing
         from .plots import draw_all
-    if unknown := sorted(set(parts) - set(PARTS)):
-        raise ValueError(f"No part is called {', '.join(unknown)}; there are {', '.join(PARTS)}.")
-    model = model or MODEL
-    if not (model / "config.json").is_file():
-        raise ValueError(
-            f"There is no model in {model}. The bundled one lies in the repository's examples/models/recall: run from "
-            "a clone, or name a copy of that folder with --model."
-        )
+    model = check_request(parts, PARTS, model)
     out = out or (results_folder() if extent == FULL else Path(tempfile.gettempdir())) / "innerq.json"
     reader = cache(lambda: Reader(model, "cpu"))  # not every part needs it
     texts = [
@@ -125,7 +119,7 @@ def run(
     results = _read(out)
     written = [out, *draw_all(results, out)] if plot else [out]
     if out == results_folder() / "innerq.json" and PAGE.is_file():
-        write_page(PAGE, results)
+        write_page(PAGE, blocks(results))
         written.append(PAGE)
     return written
 

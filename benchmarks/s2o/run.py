@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..documents import write_page
-from ..measuring import MODEL, ROOT, results_folder, where
+from ..measuring import ROOT, check_request, results_folder, where
 from .fidelity import compare_rules, measure_error
 from .inputs import Captor
 from .report import blocks
@@ -66,14 +66,7 @@ def run(
     """
     if plot:  # imported before anything is measured: matplotlib is an extra, and may be missing
         from .plots import draw_all
-    if unknown := sorted(set(parts) - set(PARTS)):
-        raise ValueError(f"No part is called {', '.join(unknown)}; there are {', '.join(PARTS)}.")
-    model = model or MODEL
-    if not (model / "config.json").is_file():
-        raise ValueError(
-            f"There is no model in {model}. The bundled one lies in the repository's examples/models/recall: run from "
-            "a clone, or name a copy of that folder with --model."
-        )
+    model = check_request(parts, PARTS, model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     out = out or (results_folder() if extent == FULL else Path(tempfile.gettempdir())) / "s2o.json"
     captor = cache(lambda: Captor(model, device))  # not every part needs it
