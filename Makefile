@@ -59,7 +59,7 @@ bench: $(READY) ## measure and write benchmarks/results/
 	$(BIN)/python -P -m hf_infeco.benchmarks.foundation
 	$(BIN)/hf-infeco bench s2o
 	$(BIN)/hf-infeco bench innerq
-	$(BIN)/python -P -m hf_infeco.benchmarks.static
+	$(BIN)/hf-infeco bench static
 
 gpu: ## the checks and the benchmark that need CUDA, in under ten minutes; installs and fetches nothing but hf_infeco
 	@$(GPU_PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null || \

@@ -9,9 +9,9 @@ import traceback
 
 import torch
 
-from . import static_gpu
 from .innerq import gpu as innerq_gpu
 from .s2o import gpu as s2o_gpu
+from .static import gpu as static_gpu
 
 
 def main() -> int:

@@ -27,10 +27,15 @@ LLAMA_8B: dict[str, Any] = dict(
 )
 
 
-def check_request(parts: Collection[str], known: Collection[str], model: Path | None) -> Path:
-    """The folder of the recall model, the bundled one by default, for a benchmark of `parts` out of `known`."""
+def check_parts(parts: Collection[str], known: Collection[str]) -> None:
+    """Raises a ValueError that names those of `parts` that are not `known`."""
     if unknown := sorted(set(parts) - set(known)):
         raise ValueError(f"No part is called {', '.join(unknown)}; there are {', '.join(known)}.")
+
+
+def check_request(parts: Collection[str], known: Collection[str], model: Path | None) -> Path:
+    """The folder of the recall model, the bundled one by default, for a benchmark of `parts` out of `known`."""
+    check_parts(parts, known)
     model = model or MODEL
     if not (model / "config.json").is_file():
         raise ValueError(

@@ -9,6 +9,7 @@ from hf_infeco.benchmarks import foundation
 from hf_infeco.benchmarks.documents import write_page
 from hf_infeco.benchmarks.innerq import report as innerq_report
 from hf_infeco.benchmarks.s2o import report as s2o_report
+from hf_infeco.benchmarks.static import report as static_report
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,6 +22,7 @@ PAGES = {
     "README.md": lambda: {"foundation": foundation.as_table(results("foundation"))},
     "docs/innerq.md": lambda: innerq_report.blocks(results("innerq")),
     "docs/s2o.md": lambda: s2o_report.blocks(results("s2o")),
+    "docs/static.md": lambda: static_report.blocks(results("static")),
 }
 
 

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,9 +10,9 @@ bench = typer.Typer(help="Measure a system on this machine and write the numbers
 
 Parts = Annotated[str, typer.Option(help="Comma-separated, '' for none; the file keeps what is not measured again.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Short inputs: shows that it runs, and no more.")]
-Plot = Annotated[bool, typer.Option("--plot", help="Draw the results too; needs hf_infeco[bench].")]
+Plot = Annotated[bool, typer.Option("--plot", help="Draw the results too, beside the file; needs hf_infeco[bench].")]
 Model = Annotated[Path | None, typer.Option(help="The recall model; the bundled one by default.")]
-Out = Annotated[Path | None, typer.Option(help="JSON file; pictures go beside it.")]
+Out = Annotated[Path | None, typer.Option(help="The JSON file that is written.")]
 
 
 @bench.command()
@@ -24,7 +24,7 @@ def s2o(
     out: Out = None,
 ) -> None:
     """S2O against dense attention and its peers' selection rules: time, error, recall and perplexity."""
-    _measure("s2o", parts, quick, plot, model, out)
+    _measure("s2o", parts, quick, out, model=model, plot=plot)
 
 
 @bench.command()
@@ -36,14 +36,20 @@ def innerq(
     out: Out = None,
 ) -> None:
     """InnerQ against the dense cache, transformers' QuantizedCache and KIVI: bytes, time, recall and perplexity."""
-    _measure("innerq", parts, quick, plot, model, out)
+    _measure("innerq", parts, quick, out, model=model, plot=plot)
 
 
-def _measure(system: str, parts: str, quick: bool, plot: bool, model: Path | None, out: Path | None) -> None:
+@bench.command()
+def static(parts: Parts = "step,wide,baselines,search,build,validity", quick: Quick = False, out: Out = None) -> None:
+    """STATIC against transformers' own constraint and unconstrained search: time, memory and validity."""
+    _measure("static", parts, quick, out)
+
+
+def _measure(system: str, parts: str, quick: bool, out: Path | None, **settings: Any) -> None:
     benchmark = import_module(f"hf_infeco.benchmarks.{system}.run")
     chosen = [part.strip() for part in parts.split(",") if part.strip()]
     try:
-        written = benchmark.run(chosen, benchmark.QUICK if quick else benchmark.FULL, model, out, plot)
+        written = benchmark.run(chosen, benchmark.QUICK if quick else benchmark.FULL, out=out, **settings)
     except ModuleNotFoundError as error:
         raise typer.BadParameter(f"--plot needs {error.name}: pip install 'hf_infeco[bench]'") from error
     except ValueError as error:
