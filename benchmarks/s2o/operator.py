@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from hf_infeco import S2OConfig
+from hf_infeco.kernels.dispatch import choose
 from hf_infeco.kernels.jit import map_on_threads
-from hf_infeco.kernels.s2o.granules import cut_into_granules
 from hf_infeco.kernels.s2o.reference import query_metric
 from hf_infeco.s2o.attention import causal_attention
 
@@ -43,6 +43,7 @@ def truly_missed(heads: Heads, tau: float = DEFAULT_TAU) -> float:
 def cut(heads: Heads) -> None:
     """What S2O does before it attends: order the past and sum it up."""
     config, query = S2OConfig(), heads.query[0].unflatten(0, (heads.key.shape[1], -1))
+    cut_into_granules = choose("s2o_prefill", heads.key.device).module.cut_into_granules
 
     def of_some(some: slice) -> None:
         metric = query_metric(query[some])

@@ -97,7 +97,7 @@ def _attend(
     batch, heads, q_len, _ = query.shape
     kv_len = key.shape[2]
     pairs, rows = batch * heads * count_causal_pairs(q_len, kv_len), batch * heads * q_len
-    if config is not None and (reason := _gpu_refusal(query, value, config)):
+    if config is not None and (reason := _gpu_refusal(query, value)):
         logger.warning_once(f"S2O runs dense: {reason}.")
         config = None
     if config is None or config.tau == 0 or q_len < config.segment or kv_len < _surely_dense(config):
@@ -112,7 +112,7 @@ def _surely_dense(config: S2OConfig) -> int:
     return LENGTHS[0] if isinstance(config.crossover, str) else config.crossover
 
 
-def _gpu_refusal(query: torch.Tensor, value: torch.Tensor, config: S2OConfig) -> str | None:
+def _gpu_refusal(query: torch.Tensor, value: torch.Tensor) -> str | None:
     """Why the kernel for GPUs cannot take these heads, as a sentence without its full stop; None if it can."""
     if not query.is_cuda:
         return None
@@ -121,8 +121,6 @@ def _gpu_refusal(query: torch.Tensor, value: torch.Tensor, config: S2OConfig) ->
         return f"on a GPU it attends in float16 or bfloat16, and the model is in {query.dtype}"
     if head_dim > GPU_HEAD_DIM:
         return f"on a GPU it takes head_dim up to {GPU_HEAD_DIM}, and this is {head_dim}"
-    if config.target_mass is not None:
-        return f"target_mass={config.target_mass} is for CPUs only; set tau instead"
     return None
 
 

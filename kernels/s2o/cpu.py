@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from ..jit import map_on_threads
+from .cpu_cut import cut_into_granules
 from .cpu_rows import LANES, attend_rows, has_bfloat16
-from .granules import cut_into_granules
 from .reference import S2OStats, count_causal_pairs, query_metric, segment_spans
 
 NEAR_ROWS = 64  # of a segment that see the same near keys, or a mask
@@ -115,12 +115,14 @@ class _Past:
 
     Attributes:
         mean, variance (`[G, D]`), mean_value (`[G, Dv]`): of the granules, in the dtype of the keys.
+        scattered (int64): the granules that every query visits.
         keys, values: of all granules, and then the odd keys of all blocks, laid out for `walk` in vectors of 16 keys.
     """
 
     mean: torch.Tensor
     variance: torch.Tensor
     mean_value: torch.Tensor
+    scattered: torch.Tensor
     keys: torch.Tensor
     values: torch.Tensor
 
@@ -129,10 +131,12 @@ class _Past:
         """From `queries [ratio, q_len, D]`, `key [n, D]` and `value [n, Dv]` of one KV head."""
         metric = query_metric(queries[None])
         cut = cut_into_granules(key[None], value[None], metric, segment, granule)
-        order, odd, mean, variance, mean_value = (part[0] for part in cut)
+        order, odd, mean, variance, mean_value, scattered = (part[0] for part in cut)
         lanes = torch.cat([_whole_vectors(order), _whole_vectors(odd.view(-1, segment // granule))])
-        keys, values = _pack_keys(key[lanes]), _pack_values(value[lanes])
-        return cls(mean.to(key.dtype), variance.to(key.dtype), mean_value.to(key.dtype), keys, values)
+        keys, values = (x.index_select(0, lanes) for x in (key, value))
+        mean, variance, mean_value = (x.to(key.dtype) for x in (mean, variance, mean_value))
+        scattered = scattered.nonzero().flatten()
+        return cls(mean, variance, mean_value, scattered, _pack_keys(keys), _pack_values(values))
 
 
 def _whole_vectors(positions: torch.Tensor) -> torch.Tensor:
@@ -142,18 +146,22 @@ def _whole_vectors(positions: torch.Tensor) -> torch.Tensor:
 
 
 def _pack_keys(keys: torch.Tensor) -> torch.Tensor:
-    """`[n, D]` to one lane per key: `[vectors, D, 16]`, in bfloat16 `[vectors, D / 2, 16, 2]`."""
-    keys = keys.unflatten(0, (-1, LANES))
-    if keys.dtype == torch.bfloat16:
-        return keys.unflatten(-1, (-1, 2)).transpose(1, 2).contiguous()
-    return keys.mT.contiguous()
+    """`[n, D]` to one lane per key: `[vectors, D, 16]`; of bfloat16 two make one int32, `[vectors, D / 2, 16]`."""
+    return _paired(keys).unflatten(0, (-1, LANES)).mT.contiguous()
 
 
 def _pack_values(values: torch.Tensor) -> torch.Tensor:
-    """`[n, Dv]` as it is; in bfloat16 in pairs of keys: `[vectors, 8, Dv, 2]`."""
-    if values.dtype == torch.bfloat16:
-        return values.unflatten(0, (-1, LANES // 2, 2)).transpose(2, 3).contiguous()
-    return values
+    """`[n, Dv]` as it is; of bfloat16 those of two keys make one int32, `[n / 2, Dv]`."""
+    if values.dtype != torch.bfloat16:
+        return values
+    packed = values.new_empty(len(values) // 2, values.shape[1], 2)
+    packed[..., 0], packed[..., 1] = values[0::2], values[1::2]
+    return _paired(packed.flatten(1))
+
+
+def _paired(tensor: torch.Tensor) -> torch.Tensor:
+    """float32 as it is, or pairs of bfloat16 as one int32."""
+    return tensor.view(torch.int32) if tensor.dtype == torch.bfloat16 else tensor
 
 
 class _Rule:
@@ -183,9 +191,10 @@ class _Rule:
         torch.mm(queries.square(), variance.T, out=bounds[:, :count])
         acc = torch.zeros(len(queries), mean_value.shape[1])
         shares = torch.empty(4, len(queries))
+        walked = [x.flatten().numpy() for x in (_paired(queries), past.keys, past.values)]
         attend_rows(
-            *(_bits(scores), _bits(bounds), count, near_log_mass.numpy(), self.numbers, self.compensate),
-            *(_pairs(queries), _pairs(past.keys), _pairs(past.values), len(past.mean) * vectors, vectors),
+            *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),
+            *(near_log_mass.numpy(), self.numbers, self.compensate, *walked, len(past.mean) * vectors, vectors),
             self.segment // self.granule,
             *((0,) * (queries.shape[1] // LANES), (0,) * (acc.shape[1] // LANES)),
             *(_bits(weights), acc.numpy(), shares.numpy()),
@@ -199,9 +208,3 @@ class _Rule:
 def _bits(tensor: torch.Tensor) -> np.ndarray:
     """For numba: float32, or the bits of bfloat16."""
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _pairs(tensor: torch.Tensor) -> np.ndarray:
-    """For `walk`: flat; float32, or pairs of bfloat16 as one int32."""
-    flat = tensor.flatten()
-    return (flat.view(torch.int32) if tensor.dtype == torch.bfloat16 else flat).numpy()

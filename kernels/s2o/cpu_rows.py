@@ -56,6 +56,7 @@ def attend_rows(
     scores,  # [R, at least G] dot products with means
     bounds,  # [R, at least G] and of squared queries with variances
     count,  # G
+    scattered,  # granules that every row visits
     near_log_mass,  # [R]
     numbers,
     compensate,
@@ -103,7 +104,7 @@ def attend_rows(
                     attended[r] += walk(*place, key_width, value_width, portion, portion.size, odd_vectors, odd_live)
             for r in range(todo):
                 estimate(scores, bounds, rows[r], peak[r], numbers, mass, square)
-                limit = _limit(mass[:count], square[:count], attended[r], numbers, held)
+                limit = _limit(mass[:count], square[:count], scattered, attended[r], numbers, held)
                 visits[r] = _choose(square[:count], limit, vectors, chosen[r], mass)
                 left[r] = mass[:count].sum()
                 for i in range(count):
@@ -147,8 +148,13 @@ def _choose(square, limit, vectors, chosen, mass):
 
 
 @jit(SUMS)
-def _limit(mass, square, exact, numbers, held):
-    """The squared promise, relative like `square`, down to which a row visits; see `reference.threshold`."""
+def _limit(mass, square, scattered, exact, numbers, held):
+    """
+    The squared promise, relative like `square`, down to which a row visits; see `reference.threshold`. The `scattered`
+    granules get one that no limit exceeds.
+    """
+    for i in scattered:
+        square[i] = np.inf
     tau, may_miss = numbers[2], numbers[3]
     all_mass = exact + mass.sum()
     limit = tau * tau
@@ -370,6 +376,8 @@ def walk(
         builder.position_at_end(loop)
         step = builder.phi(i64)
         step.add_incoming(i64(0), before)
+        turn = builder.phi(i64)  # of a vector in its granule; a remainder would take a division
+        turn.add_incoming(i64(0), before)
         zero = write.constant(write.float, 0.0)
         carried = [builder.phi(write.float) for _ in range(outputs + 1)]
         for register, initial in zip(carried, [*held, zero], strict=True):
@@ -385,7 +393,9 @@ def walk(
             sums[d % 4] = multiply_add(write.splat(number), key, sums[d % 4])
         logits = builder.fadd(builder.fadd(sums[0], sums[1]), builder.fadd(sums[2], sums[3]))
         weights = write.exp2(builder.fsub(builder.fmul(logits, factor), offset))
-        is_last = builder.icmp_signed("==", builder.srem(step, given[12]), builder.sub(given[12], i64(1)))
+        next_turn = builder.add(turn, i64(1))
+        is_last = builder.icmp_signed("==", next_turn, given[12])
+        turn.add_incoming(builder.select(is_last, i64(0), next_turn), loop)
         lanes = builder.trunc(builder.select(is_last, given[13], i64(LANES)), ir.IntType(32))
         is_live = builder.icmp_signed("<", ir.Constant(write.integer, list(range(LANES))), write.splat(lanes))
         weights = builder.select(is_live, weights, zero)

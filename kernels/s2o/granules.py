@@ -13,8 +13,12 @@ Source: S2O, arXiv 2602.22575, orders keys by one score per segment; here likene
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
-DIRECTIONS = 24  # of likeness: those that follow tell no two keys apart
+FAR = 2  # times the median distance in a block: beyond it, a key is like no other
+APART = 100  # times a far key's distance, so that halving tells it from those that are near
+DIRECTIONS = 23  # of likeness: those that follow tell no two keys apart
+SAMPLED = 4  # that many times more keys than tell a head's directions: the first of each block
 SQUARINGS = 3  # of the covariance: its eighth power points along the principal direction; more cut no better
 TINY = torch.finfo(torch.float32).tiny  # equal keys have no direction, and any order of them will do
 
@@ -28,6 +32,8 @@ class Granules(NamedTuple):
         odd (`torch.Tensor` of int64, `[H, G]`): positions of the odd keys, which belong to no granule.
         mean, variance (`torch.Tensor` of float32, `[H, G, D]`): of the keys, in each dimension.
         value (`torch.Tensor` of float32, `[H, G, Dv]`): mean value.
+        scattered (`torch.Tensor` of bool, `[H, G]`): has a key so far from the mean that the variance, dimension by
+            dimension, would not tell what a query may find in its direction.
     """
 
     order: torch.Tensor
@@ -35,6 +41,7 @@ class Granules(NamedTuple):
     mean: torch.Tensor
     variance: torch.Tensor
     value: torch.Tensor
+    scattered: torch.Tensor
 
 
 def cut_into_granules(
@@ -52,9 +59,14 @@ def cut_into_granules(
     points = keys[:, :whole].float() * metric[:, None]
     points = points.reshape(-1, block, dim)  # [H * blocks, block, D]
     oddness = torch.linalg.vector_norm(points - points.mean(1, keepdim=True), dim=-1)
-    by_oddness = oddness.argsort(1, descending=True)
+    oddness, by_oddness = oddness.sort(1, descending=True)
     odd, rest = by_oddness.split([block // size, block - block // size], dim=1)
-    order = rest.gather(1, order_by_likeness(_take(_principal(points, heads), rest), size - 1))
+    far = FAR * oddness[:, block // 2, None]
+    rest_oddness = oddness[:, block // size :]
+    likeness = _take(principal(points, heads), rest)
+    # A direction of their own, which outweighs all others, halves what is far into as few granules as hold it.
+    likeness[..., -1] = torch.where(rest_oddness > far, APART * rest_oddness, 0)
+    order = rest.gather(1, order_by_likeness(likeness, size - 1))
     starts = torch.arange(0, whole, block, device=keys.device)[:, None]
 
     def in_sequence(indices: torch.Tensor) -> torch.Tensor:
@@ -64,20 +76,29 @@ def cut_into_granules(
     grouped = _take(keys, order).float()  # [H, G, size - 1, D]
     mean = grouped.mean(2)
     grouped -= mean[:, :, None]
-    variance = (grouped * grouped).mean(2)  # a product is much faster here than a square, or torch.var
-    return Granules(order, odd, mean, variance, _take(values, order).float().mean(2))
+    squares = grouped * grouped  # a product is much faster here than a square, or torch.var
+    distances = (squares @ metric.square()[:, None, :, None]).squeeze(-1).sqrt()  # [H, G, size - 1]
+    scattered = distances.amax(2).unflatten(1, (-1, block // size)) > far.view(heads, -1, 1)
+    return Granules(order, odd, mean, squares.mean(2), _take(values, order).float().mean(2), scattered.flatten(1))
 
 
-def _principal(points: torch.Tensor, heads: int) -> torch.Tensor:
-    """`points [heads * blocks, n, D]` in the at most `DIRECTIONS` dimensions in which those of a head differ most."""
-    spread = points.reshape(heads, -1, points.shape[2])
-    spread = spread - spread.mean(1, keepdim=True)
-    covariance = spread.mT @ spread  # [heads, D, D]
+def principal(points: torch.Tensor, heads: int) -> torch.Tensor:
+    """
+    `points [heads * blocks, n, D]` in the dimensions in which those of a head differ most.
+
+    Returns:
+        `[heads * blocks, n, at most DIRECTIONS + 1]`; the last column is zero, and free for the caller.
+    """
+    dim = points.shape[2]
+    sample = points[:, : -(-points.shape[1] // SAMPLED)].reshape(heads, -1, dim)
+    sample = sample - sample.mean(1, keepdim=True)
+    covariance = sample.mT @ sample  # [heads, D, D]
     # Orthogonal iteration: near enough to the principal directions. An eigensolver would make the host wait for a GPU.
     directions = covariance[..., :DIRECTIONS]
     for _ in range(2):
         directions = torch.linalg.qr(covariance @ directions).Q  # [heads, D, DIRECTIONS]
-    return (spread @ directions).view(*points.shape[:2], directions.shape[-1])
+    likeness = points.reshape(heads, -1, dim) @ F.pad(directions, (0, 1))
+    return likeness.view(*points.shape[:2], directions.shape[2] + 1)
 
 
 def order_by_likeness(points: torch.Tensor, size: int) -> torch.Tensor:
@@ -94,14 +115,14 @@ def order_by_likeness(points: torch.Tensor, size: int) -> torch.Tensor:
     parts = points
     while parts.shape[1] > size:
         centered = parts - parts.mean(1, keepdim=True)  # [parts, m, D]
-        # Any start but an unlucky one converges; the farthest point is never orthogonal to the principal direction.
-        farthest = torch.linalg.vector_norm(centered, dim=-1).argmax(1)
-        start = centered[torch.arange(len(centered), device=points.device), farthest][..., None]
         power = centered.mT @ centered  # of the covariance [parts, dim, dim]
+        widest = power.diagonal(dim1=1, dim2=2).argmax(1)[:, None, None]
         for _ in range(SQUARINGS):
             power = power / power.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=TINY)
             power = power @ power
-        halves = (centered @ (power @ start)).squeeze(-1).argsort(1)  # [parts, m]
+        # Any column would do that is not orthogonal to the principal direction.
+        direction = power.gather(2, widest.expand(-1, dim, 1))
+        halves = (centered @ direction).squeeze(-1).argsort(1)  # [parts, m]
         order = order.reshape(halves.shape).gather(1, halves).view(batch, length)
         parts = _take(parts, halves).view(-1, halves.shape[1] // 2, dim)
     return order

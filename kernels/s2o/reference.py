@@ -91,7 +91,8 @@ def s2o_prefill(
         value: `[B, Hkv, kv_len, Dv]`; `Dv` may differ from `D`.
         scale: factor of the logits, usually `D**-0.5`.
         tau: a granule that promises less than this share of the row's mass is not visited; 0 visits every key.
-        target_mass: lowers the threshold, row by row, until the estimated unvisited mass is at most `1 - target_mass`.
+        target_mass: lowers the threshold, tile by tile, until the estimated unvisited share of the mass is at most
+            `1 - target_mass`.
         segment: queries that share one permutation of the past, and attend their own keys exactly. Segments lie at
             multiples of it, counted in keys.
         granule: one odd key and `granule - 1` like ones, which are judged and visited together; `segment` is `granule`
@@ -117,16 +118,18 @@ def s2o_prefill(
         for index, (begin, end) in enumerate(spans):
             first = begin // segment * segment  # first key of the segment
             for h in range(kv_heads):
-                order, odd, mean, variance, mean_value = (part[h, : first // granule] for part in granules)
+                order, odd, mean, variance, mean_value, scattered = (part[h, : first // granule] for part in granules)
                 rows = slice(begin - (kv_len - q_len), end - (kv_len - q_len))
                 queries = grouped[b, h, :, rows].float() * scale  # [ratio, S, D]
                 near = torch.cat([odd, torch.arange(first, end, device=key.device)])
                 base = _attend_near(queries, keys[h, near], values[h, near])
                 flat = queries.flatten(0, 1)  # [R, D]
                 promise, mass = judge(flat, mean, variance, base.log_mass, granule - 1)
+                promise = promise.masked_fill(scattered, torch.inf)  # which no threshold exceeds
+                share = mass / (1 + mass.sum(-1, keepdim=True))
                 if tile > 1:
-                    promise = _promise_of_tiles(flat, promise, tile)
-                visited = promise >= threshold(promise, mass, tau, target_mass)
+                    promise, share = _of_tiles(flat, promise, share, tile)
+                visited = promise >= threshold(promise, share, tau, target_mass)
                 result, missed = _attend_past(
                     flat, base, keys[h, order], values[h, order], visited, mass, mean_value, compensate
                 )
@@ -190,32 +193,35 @@ def judge(
     return (log_promise - row_log_mass).exp(), (log_mass - near_log_mass[:, None]).exp()
 
 
-def _promise_of_tiles(queries: torch.Tensor, promise: torch.Tensor, tile: int) -> torch.Tensor:
-    """Rows in tiles of like rows: each gets the root mean square promise of its tile."""
+def _of_tiles(
+    queries: torch.Tensor, promise: torch.Tensor, share: torch.Tensor, tile: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows in tiles of like rows: each gets its tile's root mean square promise and mean share, both `[R, G]`."""
     size = len(queries)
     whole = size & -size >= tile
     order = order_by_likeness(queries[None], tile)[0] if whole else torch.arange(size, device=queries.device)
-    shared = torch.empty_like(promise)
+    promise, share = promise.clone(), share.clone()
     for rows in order.split(tile):
-        shared[rows] = promise[rows].square().mean(0).sqrt()
-    return shared
+        promise[rows] = promise[rows].square().mean(0).sqrt()
+        share[rows] = share[rows].mean(0)
+    return promise, share
 
 
 def threshold(
-    promise: torch.Tensor, mass: torch.Tensor, tau: float, target_mass: float | None
+    promise: torch.Tensor, share: torch.Tensor, tau: float, target_mass: float | None
 ) -> torch.Tensor | float:
     """
     The promise `[R, 1]` down to which each row visits: `tau`, or less where `target_mass` asks for more.
 
-    Of a grid of half powers of two, that is the largest which leaves at most `1 - target_mass` of the mass unvisited;
-    `mass [R, G]` is relative to the near mass.
+    Of a grid of half powers of two, that is the largest which leaves at most `1 - target_mass` unvisited of the row's
+    mass, of which `share [R, G]` lies in the granules.
     """
     if target_mass is None:
         return tau
     bins = (-2 * promise.log2()).ceil().clamp(0, TARGET_BINS).long()  # bin b holds promises from 2^(-b/2) up
-    held = torch.zeros(mass.shape[0], TARGET_BINS + 1, device=mass.device).scatter_add_(1, bins, mass)
+    held = torch.zeros(share.shape[0], TARGET_BINS + 1, device=share.device).scatter_add_(1, bins, share)
     left = held.sum(-1, keepdim=True) - held.cumsum(-1)  # unvisited, if each bin were the last one visited
-    enough = left <= (1 - target_mass) * (1 + held.sum(-1, keepdim=True))
+    enough = left <= 1 - target_mass
     enough[:, -1] = True
     return torch.exp2(enough.float().argmax(1, keepdim=True) / -2).clamp(max=tau)
 

@@ -9,7 +9,8 @@ Torch's batched operations cut the past into granules and order the rows of ever
 heads on a KV head, through four passes: the near keys, which are the segment's own and the odd ones; the estimated
 masses of all granules, for the rows' totals; the tile's decisions, where unvisited granules enter by their means and
 visited ones go on a list; and the list. Estimates are computed twice: to write them down would move more bytes than to
-read the means again.
+read the means again. With `target_mass` they are computed once more, before the decisions, to write down what each
+granule promises and holds for the tile as a whole, and the threshold is found in that.
 
 A tile's list is in memory. The lists of all tiles would be larger than queries and keys together, so that long prompts
 take several launches, which share the memory of one.
@@ -26,15 +27,17 @@ from triton import knobs
 from triton.runtime import driver
 
 from .granules import cut_into_granules, order_by_likeness
-from .reference import MAX_LIFT, S2OStats, count_causal_pairs, query_metric, segment_spans
+from .reference import MAX_LIFT, TARGET_BINS, S2OStats, count_causal_pairs, query_metric, segment_spans
 
 MAX_HEAD_DIM = 256  # beyond it, a program's tiles no longer fit in registers
 LOG2_E = 1.4426950408889634  # logits in base 2: the hardware's exponential is exp2
 ORDERED_AT_ONCE = 2**26  # numbers of query rows: ordering makes a few float32 copies of them, 256 MiB each
-LISTED_AT_ONCE = 2**26  # granules, in the lists of what the tiles of one launch visit: 256 MiB
+LISTED_AT_ONCE = 2**26  # granules of the tiles of one launch: 256 MiB of lists, 512 MiB more with target_mass
 LEAST_TILE, MOST_GRANULE = 16, 32  # rows that a matrix unit takes; keys that are attended at a time, at the least
 
 # ---------------------------------------------------------------- on the device
+
+_BINS = tl.constexpr(TARGET_BINS)
 
 
 @triton.jit
@@ -112,13 +115,69 @@ def _weigh_past(
 
 
 @triton.jit
+def _promise(
+    query, square, is_row, total, mean, variance, scattered, granule, is_granule,
+    scale, lift_scale, max_lift, log_count, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """
+    The mass that each row expects of each granule, a share of 2^`total`, and what the tile's visit may change: squared
+    promises, times n and summed over rows. Infinity, which no threshold exceeds, where a granule is scattered.
+    """
+    log_mass, lift = _estimate(
+        query, square, mean, variance, granule, is_granule, scale, lift_scale, max_lift, log_count, HEAD_DIM
+    )
+    # With x = exp(v/2), the squared promise is mass^2 (x^2 - 1) / n. Never negative: tau = 0 visits all.
+    mass = tl.where(is_row[:, None], tl.exp2(log_mass - total[:, None]), 0.0)
+    lifted = tl.exp2(lift)
+    change = tl.sum(mass * mass * (lifted * lifted - 1), 0)
+    return mass, tl.where(tl.load(scattered + granule, is_granule, 0), float("inf"), change)
+
+
+@triton.jit
+def _note_past(
+    query, square, is_row, total, mean, variance, scattered, changes, masses,
+    scale, lift_scale, max_lift, log_count, num_past,
+    HEAD_DIM: tl.constexpr, BLOCK_G: tl.constexpr,
+):  # fmt: skip
+    """Writes down for each granule what the tile's visit may change, and its mass, both summed over rows."""
+    for first in range(0, num_past, BLOCK_G):
+        granule = first + tl.arange(0, BLOCK_G)
+        is_granule = granule < num_past
+        mass, change = _promise(
+            query, square, is_row, total, mean, variance, scattered, granule, is_granule,
+            scale, lift_scale, max_lift, log_count, HEAD_DIM,
+        )  # fmt: skip
+        tl.store(changes + granule, change, is_granule)
+        tl.store(masses + granule, tl.sum(mass, 0), is_granule)
+
+
+@triton.jit
+def _lower(least, changes, masses, unit, may_miss, num_past):
+    """`least`, or less: the largest `unit / 2^b`, with b up to _BINS, that leaves at most `may_miss` of the masses."""
+    BLOCK: tl.constexpr = 1024
+    low, high = 0, tl.full([], _BINS, tl.int32)
+    while low < high:
+        middle = (low + high) // 2
+        limit = unit * tl.exp2(-middle.to(tl.float32))
+        left = tl.zeros([BLOCK], tl.float32)
+        for first in range(0, num_past, BLOCK):
+            granule = first + tl.arange(0, BLOCK)
+            change = tl.load(changes + granule, granule < num_past, float("inf"))
+            left += tl.where(change < limit, tl.load(masses + granule, granule < num_past, 0.0), 0.0)
+        is_enough = tl.sum(left, 0) <= may_miss
+        high = tl.where(is_enough, middle, high)
+        low = tl.where(is_enough, low, middle + 1)
+    return tl.minimum(least, unit * tl.exp2(-high.to(tl.float32)))
+
+
+@triton.jit
 def _judge_past(
-    query, square, is_row, total, l, acc, mean, variance, mean_value, visits, least,
+    query, square, is_row, total, l, acc, mean, variance, scattered, mean_value, visits, least,
     scale, lift_scale, max_lift, log_count, compensate, num_past,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
     """
-    Lists in `visits` the granules whose squared promises, times n and summed over rows, reach `least`; counts them.
+    Lists in `visits` the granules that may change `least` or more; counts them.
 
     The others enter `l` and `acc`, which are relative to 2^`total`. No estimate exceeds that, so nothing is rescaled.
     Returns also each row's mass that was left unvisited.
@@ -128,13 +187,11 @@ def _judge_past(
     for first in range(0, num_past, BLOCK_G):
         granule = first + tl.arange(0, BLOCK_G)
         is_granule = granule < num_past
-        log_mass, lift = _estimate(
-            query, square, mean, variance, granule, is_granule, scale, lift_scale, max_lift, log_count, HEAD_DIM
-        )
-        # With x = exp(v/2), the squared promise is mass^2 (x^2 - 1) / n. Never negative: tau = 0 visits all.
-        mass = tl.where(is_row[:, None], tl.exp2(log_mass - total[:, None]), 0.0)
-        lifted = tl.exp2(lift)
-        is_visited = tl.sum(mass * mass * (lifted * lifted - 1), 0) >= least
+        mass, change = _promise(
+            query, square, is_row, total, mean, variance, scattered, granule, is_granule,
+            scale, lift_scale, max_lift, log_count, HEAD_DIM,
+        )  # fmt: skip
+        is_visited = change >= least
         mass = tl.where((is_granule & ~is_visited)[None, :], mass, 0.0)
         left += tl.sum(mass, 1)
         mass *= compensate
@@ -166,8 +223,8 @@ def _attend_visits(
 # Lengths change with every prompt; a kernel compiled for multiples of 16 would be compiled again on the way.
 @triton.jit(do_not_specialize=["first_item", "num_tiles", "first_tiles", "q_len", "kv_len", "num_granules"])
 def _attend_tiles(
-    query, key, value, row_order, order, mean, variance, mean_value, visits, out, visited, missed,
-    scale, lift_scale, max_lift, log_count, tau, compensate,
+    query, key, value, row_order, order, mean, variance, mean_value, scattered, visits, judged, out, visited, missed,
+    scale, lift_scale, max_lift, log_count, tau, may_miss, compensate,
     first_item, num_tiles, first_tiles, q_len, kv_len, num_granules,
     RATIO: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, SEGMENT: tl.constexpr,
     GRANULE: tl.constexpr, TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr,
@@ -194,8 +251,10 @@ def _attend_tiles(
     tile_order += tl.minimum(tl.arange(0, TILE), num_rows - 1)
     row = tl.load(tile_order)
     last = begin + row % length
-    row = (head * RATIO + row // length) * q_len + last - start
-    rows = _load_rows(query, row, row >= 0, HEAD_DIM)
+    # Counted within the head, since it stays in registers to the end: there 64 bits would be too many.
+    row = row // length * q_len + last - start
+    first_row = head * RATIO * q_len
+    rows = _load_rows(query + first_row * HEAD_DIM, row.to(tl.int64), row >= 0, HEAD_DIM)
     squares = (rows * rows).to(rows.dtype)
 
     here = head * num_granules
@@ -209,10 +268,22 @@ def _attend_tiles(
     total = _weigh_past(
         rows, squares, m, l, means, variances, scale, lift_scale, max_lift, log_count, num_past, HEAD_DIM, BLOCK_G
     )
+    unit = num_rows * (GRANULE - 1.0)  # what a promise of 1 changes, by the judge's measure
+    least = tau * tau * unit
+    if judged is not None:
+        changes = judged + tl.program_id(0).to(tl.int64) * 2 * num_granules
+        masses = changes + num_granules
+        _note_past(
+            rows, squares, is_row, total, means, variances, scattered + here, changes, masses,
+            scale, lift_scale, max_lift, log_count, num_past,
+            HEAD_DIM, BLOCK_G,
+        )  # fmt: skip
+        tl.debug_barrier()  # each thread reads what others wrote
+        least = _lower(least, changes, masses, unit, may_miss * num_rows, num_past)
     shrink = tl.exp2(m - total)
     l, acc, num_visits, left = _judge_past(
-        rows, squares, is_row, total, l * shrink, acc * shrink[:, None], means, variances,
-        mean_value + here * VALUE_DIM, visits, tau * tau * num_rows * (GRANULE - 1),
+        rows, squares, is_row, total, l * shrink, acc * shrink[:, None], means, variances, scattered + here,
+        mean_value + here * VALUE_DIM, visits, least,
         scale, lift_scale, max_lift, log_count, compensate, num_past,
         HEAD_DIM, VALUE_DIM, BLOCK_G,
     )  # fmt: skip
@@ -223,7 +294,7 @@ def _attend_tiles(
     )  # fmt: skip
 
     channel = tl.arange(0, acc.shape[1])
-    where = out + row[:, None] * VALUE_DIM + channel[None, :]
+    where = out + (first_row + row)[:, None] * VALUE_DIM + channel[None, :]
     tl.store(where, (acc / l[:, None]).to(out.dtype.element_ty), is_row[:, None] & (channel < VALUE_DIM)[None, :])
     tl.store(visited + item, num_visits * num_rows)
     left *= tl.exp2(total - m)
@@ -251,11 +322,6 @@ def s2o_prefill(
     """
     batch, heads, q_len, head_dim = query.shape
     kv_len = key.shape[2]
-    if target_mass is not None:
-        raise ValueError(
-            f"S2O's Triton kernel decides by tau, not by target_mass={target_mass}. Leave target_mass at None, or "
-            "use kernels.s2o.reference.s2o_prefill."
-        )
     if max(head_dim, value.shape[3]) > MAX_HEAD_DIM or (query.is_cuda and query.dtype == torch.float32):
         raise ValueError(
             f"S2O's Triton kernel attends in float16 or bfloat16 up to head_dim {MAX_HEAD_DIM}, not in {query.dtype} "
@@ -267,7 +333,7 @@ def s2o_prefill(
             f"{LEAST_TILE} rows, not granule={granule} and tile={tile}. Use kernels.s2o.reference.s2o_prefill."
         )
     with torch.no_grad():
-        out, visited, missed = _prefill(query, key, value, scale, tau, segment, granule, compensate, tile)
+        out, visited, missed = _prefill(query, key, value, scale, tau, target_mass, segment, granule, compensate, tile)
     near = sum(
         count_causal_pairs(end - begin, end - begin // segment * segment)
         + (end - begin) * (begin // segment * segment // granule)
@@ -283,6 +349,7 @@ def _prefill(
     value: torch.Tensor,
     scale: float,
     tau: float,
+    target_mass: float | None,
     segment: int,
     granule: int,
     compensate: bool,
@@ -298,22 +365,25 @@ def _prefill(
     order = torch.cat([granules.odd[..., None], granules.order], -1).int()  # [heads, G, granule], odd keys first
     num_granules = order.shape[1]
     # In the dtype of the keys, which are no more exact than that themselves.
-    mean, variance, mean_value = (part.to(key.dtype) for part in granules[2:])
+    mean, variance, mean_value = (part.to(key.dtype) for part in (granules.mean, granules.variance, granules.value))
     row_order = order_rows(queries, kv_len - q_len, segment, tile)
 
     tiles = [triton.cdiv((end - begin) * ratio, tile) for begin, end in segment_spans(q_len, kv_len, segment)]
     num_items = batch * kv_heads * sum(tiles)
     at_once = min(num_items, max(1, LISTED_AT_ONCE // max(1, num_granules)))
     visits = order.new_empty(at_once, num_granules)
+    judged = None if target_mass is None else visits.new_empty(at_once, 2, num_granules, dtype=torch.float32)
     out = query.new_empty(batch, heads, q_len, value_dim)
     visited, missed = order.new_empty(num_items), mean.new_empty(num_items, dtype=torch.float32)
-    blocks = choose_blocks(tile, head_dim, value_dim)
+    blocks = choose_blocks(tile, head_dim, value_dim, target_mass)
     for first_item in range(0, num_items, at_once):
         _attend_tiles[(min(at_once, num_items - first_item),)](
-            queries, keys, values, row_order, order, mean, variance, mean_value, visits, out, visited, missed,
+            queries, keys, values, row_order, order, mean, variance, mean_value, granules.scattered, visits, judged,
+            out, visited, missed,
             # In base 2; the lift is made of products without scale.
             scale * LOG2_E, scale**2 * LOG2_E / 2, MAX_LIFT * LOG2_E, math.log2(granule - 1),
-            tau, float(compensate), first_item, sum(tiles), tiles[0], q_len, kv_len, num_granules,
+            tau, None if target_mass is None else 1 - target_mass, float(compensate),
+            first_item, sum(tiles), tiles[0], q_len, kv_len, num_granules,
             RATIO=ratio, HEAD_DIM=head_dim, VALUE_DIM=value_dim, SEGMENT=segment, GRANULE=granule, TILE=tile,
             BLOCK_N=blocks.keys, BLOCK_G=blocks.granules, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
         )  # fmt: skip
@@ -356,17 +426,18 @@ class Blocks(NamedTuple):
     num_stages: int
 
 
-def choose_blocks(tile: int, head_dim: int, value_dim: int) -> Blocks:
+def choose_blocks(tile: int, head_dim: int, value_dim: int, target_mass: float | None) -> Blocks:
     """
     What fits in the registers of every GPU in `kernels/aot.py`: the output takes tile * value_dim of them in any case,
-    masks of padded channels take some, and judging needs two products for a granule where attention has one for a key.
+    masks of padded channels and the pass for `target_mass` take some, and judging needs two products for a granule
+    where attention has one for a key.
     2 stages: a step's rows are under way while the step before is computed.
     """
     is_large = tile > 64 or max(head_dim, value_dim) > 128
-    is_padded = any(dim & (dim - 1) for dim in (head_dim, value_dim))
+    is_tight = is_large or target_mass is not None or any(dim & (dim - 1) for dim in (head_dim, value_dim))
     lanes = 32 if knobs.runtime.interpret else driver.active.get_current_target().warp_size
     return Blocks(
-        keys=32 if max(head_dim, value_dim) >= 128 or is_large or is_padded else 64,
+        keys=32 if max(head_dim, value_dim) >= 128 or is_tight else 64,
         granules=16 if max(head_dim, value_dim) > 128 else 32,
         num_warps=(256 if is_large else 128) // lanes,
         num_stages=2,
@@ -390,4 +461,5 @@ def example_calls() -> None:
     ):
         query = empty(1, kv_heads * ratio, tokens, head_dim, dtype=dtype)
         key = empty(1, kv_heads, tokens, head_dim, dtype=dtype)
-        _prefill(query, key, key, 0.1, 0.01, 512, granule, True, tile)
+        for target_mass in (None, 0.99):
+            _prefill(query, key, key, 0.1, 0.01, target_mass, 512, granule, True, tile)

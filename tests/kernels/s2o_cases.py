@@ -3,15 +3,26 @@
 import torch
 
 from hf_infeco.kernels.s2o import reference
+from hf_infeco.kernels.s2o.granules import cut_into_granules
 from hf_infeco.training.testbed.structured_heads import structured_heads
 
 
-def make_case(length, *, q_len=None, head_dim=64, value_dim=None, ratio=2, kv_heads=1, batch=1, dtype=torch.float32):
+def make_case(
+    length, *, q_len=None, head_dim=64, value_dim=None, ratio=2, kv_heads=1, batch=1, dtype=torch.float32, needles=0
+):
     """Heads with patterns to leave out; queries are the last `q_len` positions."""
-    shape = dict(num_heads=ratio * kv_heads, num_kv_heads=kv_heads, head_dim=head_dim, needles=0)
+    shape = dict(num_heads=ratio * kv_heads, num_kv_heads=kv_heads, head_dim=head_dim, needles=needles)
     heads = [structured_heads(length, seed=seed, **shape)[:3] for seed in range(batch)]
     query, key, value = (torch.cat(parts).to(dtype) for parts in zip(*heads))
     return query[:, :, length - (q_len or length) :], key, value[..., :value_dim]
+
+
+def crowded_case(segment, granule, **shape):
+    """More keys that are like no other than a block has odd keys: some lie in granules, which are scattered then."""
+    query, key, value = make_case(300, ratio=4, needles=32, **shape)
+    cut = cut_into_granules(key[0], value[0], reference.query_metric(query), segment, granule)
+    assert cut.scattered.any()
+    return query, key, value
 
 
 def dense(query, key, value):

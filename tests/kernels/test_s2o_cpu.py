@@ -3,15 +3,21 @@
 import pytest
 import torch
 
-from hf_infeco.kernels.s2o import cpu
+from hf_infeco.kernels.s2o import cpu, cpu_cut, reference
 from hf_infeco.kernels.s2o.reference import count_causal_pairs
 
-from .s2o_cases import dense, distance, half_visited, make_case
+from .s2o_cases import crowded_case, dense, distance, half_visited, make_case
 
 SEGMENT, GRANULE = 64, 16
 ROUNDING = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "one_cut")
+
+
+@pytest.fixture
+def one_cut(monkeypatch):
+    """Both decide about the same granules; `test_s2o_cpu_cut.py` compares the cuts."""
+    monkeypatch.setattr(reference, "cut_into_granules", cpu_cut.cut_into_granules)
 
 
 def run(query, key, value, tau, **settings):
@@ -31,10 +37,16 @@ def check_exact(query, key, value, tolerance=None, **settings):
     assert stats.missed_mass == 0
 
 
-def check_like_reference(query, key, value, **settings):
-    """In float32 far nearer to the reference than that is to dense attention; in any dtype, the same decisions."""
+def check_like_reference(query, key, value, tau=None, **settings):
+    """
+    In float32 far nearer to the reference than that is to dense attention; in any dtype, the same decisions. At `tau`,
+    or where about half is visited.
+    """
     settings = {"segment": SEGMENT, "granule": GRANULE} | settings
-    tau, expected, wanted = half_visited(query, key, value, **settings)
+    if tau is None:
+        tau, expected, wanted = half_visited(query, key, value, **settings)
+    else:
+        expected, wanted = reference.s2o_prefill(query, key, value, scale=query.shape[-1] ** -0.5, tau=tau, **settings)
     left_out = distance(expected, dense(query, key, value))
     out, stats = run(query, key, value, tau, **settings)
     allowed = min(ROUNDING[query.dtype], left_out / 3) if query.dtype == torch.float32 else ROUNDING[query.dtype]
@@ -84,6 +96,12 @@ def test_queries_may_be_the_end_of_a_longer_cache(q_len, kv_len):
 )
 def test_every_setting_is_the_reference_s(settings):
     check_like_reference(*make_case(300, ratio=4), **settings)
+
+
+@pytest.mark.parametrize("target_mass", [None, 0.999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_row_visits_what_is_scattered(dtype, target_mass):
+    check_like_reference(*crowded_case(SEGMENT, GRANULE, dtype=dtype), tau=0.9, target_mass=target_mass)
 
 
 def test_transposed_inputs_give_the_same():

@@ -49,6 +49,16 @@ def test_a_needle_that_one_row_seeks_is_found(heads, default, exact):
         assert relative_error(found, wanted) < 0.1, needle
 
 
+def test_needles_are_found_where_a_block_has_more_of_them_than_odd_keys():
+    crowded = structured_heads(1024, num_heads=4, num_kv_heads=1, needles=48)
+    out, stats = causal_attention(crowded.query, crowded.key, crowded.value, DEFAULT)
+    exact = F.scaled_dot_product_attention(crowded.query, crowded.key, crowded.value, is_causal=True, enable_gqa=True)
+    for needle in crowded.needles:
+        found, wanted = (x[0, needle.head, needle.row] for x in (out, exact))
+        assert relative_error(found, wanted) < 0.1, needle
+    assert stats.density < 0.7
+
+
 def test_bfloat16_inputs_keep_the_bound(heads, exact):
     query, key, value = (x[:, :1].bfloat16() for x in heads[:3])
     out, _ = causal_attention(query, key, value, DEFAULT)
