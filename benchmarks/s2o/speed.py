@@ -17,7 +17,7 @@ from .operator import cut, dense, distance, sparse, truly_missed
 POINTS = (0.05, 0.02, 0.01)  # relative L2 error against dense attention in float32
 LEAST_TAU, MOST_TAU, BISECTIONS = 1e-5, 0.3, 7  # which settles tau to 8 %
 REPEATS = 3
-SHORT, SHORT_REPEATS = (256, 512, 1024, 2048, 4096), 31
+SHORT, SHORT_REPEATS = (256, 512, 1024, 2048, 4096), 101
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -27,6 +27,7 @@ def measure_speed(captor: Captor, lengths: tuple[int, ...], device: str) -> list
     for seq_len in lengths:
         makers: dict[str, Callable[[], Heads]] = {
             "generated, head_dim 64": lambda at=seq_len: generated(at, 64, 1),
+            "generated, head_dim 128": lambda at=seq_len: generated(at, 128, 1),
             "captured, last two layers": lambda at=seq_len: captor.heads(at, 1, LAST_LAYERS),
         }
         for name, make in tqdm(makers.items(), desc=f"speed at {seq_len}", unit="input"):
@@ -37,17 +38,17 @@ def measure_speed(captor: Captor, lengths: tuple[int, ...], device: str) -> list
 
 def measure_short(device: str) -> list[dict]:
     """What asking costs where the answer is dense: defaults against dense attention below the measured crossover."""
-    entries = []
+    entries, config = [], S2OConfig()
     for seq_len in tqdm(SHORT, desc="below the crossover", unit="length"):
         heads = generated(seq_len, 64, 1).to(device).to(torch.bfloat16)
         runs = {
             "dense": lambda heads=heads: dense(heads),
-            "s2o": lambda heads=heads: causal_attention(*heads, S2OConfig()),
+            "s2o": lambda heads=heads: causal_attention(*heads, config),
         }
         for run in runs.values():  # measures the crossover, once
             run()
         seconds = median_seconds(heads.query.device, runs, SHORT_REPEATS)
-        density = float(causal_attention(*heads, S2OConfig())[1].density)
+        density = float(causal_attention(*heads, config)[1].density)
         entries.append(
             {"tokens": seq_len, **seconds, "over_dense": seconds["s2o"] / seconds["dense"], "density": density}
         )
@@ -84,8 +85,8 @@ def _measure(heads: Heads) -> Iterator[dict]:
     runs: dict[tuple, Callable] = {}
     for name, cast in by_dtype.items():
         runs[name, "dense"] = lambda cast=cast: dense(cast)
-        runs[name, "cut"] = lambda cast=cast: cut(cast)
         runs |= {(name, tau): lambda cast=cast, tau=tau: sparse(cast, tau) for tau in taus.values()}
+        runs[name, "cut"] = lambda cast=cast: cut(cast)  # not behind torch's threads, which go on spinning for a while
     seconds = median_seconds(heads.query.device, runs, REPEATS)
     fastest = min(seconds[name, "dense"] for name in DTYPES)
     for name, cast in by_dtype.items():

@@ -21,7 +21,9 @@ def prefill(
     """
     crossover = -1 if config.crossover == AUTO else int(config.crossover)
     settings = (config.tau, config.target_mass, config.segment, config.granule, config.compensate, crossover)
-    return _operation(query, key, value, scale, *settings)
+    # An operation costs a fifth of a millisecond to call, which short prompts would notice.
+    is_plain = type(query) is torch.Tensor and not query.is_meta and not torch.compiler.is_compiling()
+    return (_prefill if is_plain else _operation)(query, key, value, scale, *settings)
 
 
 def _prefill(
