@@ -71,10 +71,11 @@ gpu: ## the checks and the benchmark that need CUDA, in under ten minutes; insta
 
 compat: $(COMPAT_VERSIONS:%=compat-%) ## the contract suite on each transformers version of COMPAT_VERSIONS
 
-# numpy is pinned along, because the newest one may be newer than numba takes. torch stays the one of .venv.
+# numpy is pinned along, because the newest one may be newer than numba takes. torch stays the one of .venv. Without
+# --upgrade pip leaves what an interrupted installation has left.
 .compat/%/transformers/__init__.py: | $(READY)
 	@echo "compat: installing transformers $* into .compat/$*, once"
-	@$(BIN)/python -m pip install -q --target .compat/$* transformers==$* "$$(grep '^numpy==' constraints.txt)"
+	@$(BIN)/python -m pip install -q --upgrade --target .compat/$* transformers==$* "$$(grep '^numpy==' constraints.txt)"
 
 compat-%: $(READY) .compat/%/transformers/__init__.py
 	@PYTHONPATH=$(CURDIR)/.compat/$* $(BIN)/python -P -c "import transformers; v = transformers.__version__; \

@@ -84,8 +84,8 @@ def infeco_mask(
         kv_length]` of bool for causal attention with padding; SDPA's mask `[B, 1, q_length, kv_length]` for every
         other pattern.
     """
-    # A window that the whole context fits into is plain causal too. Overlays, packed sequences and compiled static
-    # caches come with allow_is_causal_skip=False.
+    # A window that the whole context fits into is plain causal too. Overlays, packed sequences, what a graph takes for
+    # packed, and compiled steps with a static cache come with allow_is_causal_skip=False.
     within_window = local_size is not None and kv_length <= local_size
     is_causal = allow_is_causal_skip and (mask_function is causal_mask_function or within_window)
     # A static cache shows keys that are not written yet: causality is then not a matter of lengths alone.

@@ -26,7 +26,7 @@ class Extent:
 
     lengths: tuple[int, ...] = (4096, 8192, 16384, 32768)  # of the operator
     error_lengths: tuple[int, ...] = (1024, 4096, 8192, 16384)
-    rule_lengths: tuple[int, ...] = (8192,)
+    rule_lengths: tuple[int, ...] = (8192, 16384)
     task_lengths: tuple[int, ...] = (1024, 4096, 16384)
     questions: int = 512  # per length, in the recall part
     windows: int = 8  # of real text, per length
