@@ -1,6 +1,7 @@
 """What every benchmark shares: the machine it ran on, how it takes time, where its results go."""
 
 import datetime
+import json
 import platform
 import subprocess
 import time
@@ -49,6 +50,25 @@ def results_folder() -> Path:
     """`benchmarks/results/` of the repository; the working folder where hf_infeco was installed without it."""
     folder = ROOT / "benchmarks" / "results"
     return folder if folder.is_dir() else Path.cwd()
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What a file of results holds; nothing yet, if there is none."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_part(path: Path, part: str, measured: dict[str, Any]) -> None:
+    """Replaces one part of a file of results, read anew: another run may have measured another part meanwhile."""
+    path.write_text(json.dumps(read_results(path) | {part: measured}, indent=1) + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """Floats to six significant digits, wherever they are: more would only be noise in the file's history."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(entry) for key, entry in value.items()}
+    return [rounded(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def where(device: str) -> dict[str, Any]:

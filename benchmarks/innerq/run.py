@@ -1,6 +1,5 @@
 """All parts of the InnerQ benchmark, each of which replaces its entry in one JSON file."""
 
-import json
 import os
 import tempfile
 from collections.abc import Collection
@@ -9,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from ..documents import write_page
-from ..measuring import ROOT, check_request, results_folder, where
+from ..measuring import ROOT, check_request, read_results, results_folder, rounded, where, write_part
 from .caches import ABLATIONS, FORMS, MAIN, PEERS
 from .decode import STEPS, measure_decoding
 from .quality import Progress, Reader, layer_errors, perplexity, recall
@@ -112,26 +111,11 @@ def run(
     for part in parts:
         # Threads of OpenMP that wait by spinning take cores from our own: without "passive" times are higher.
         place = where("cpu") | {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "unset")}
-        measured = {"where": place, "entries": _rounded(measure[part]())}
-        results = _read(out) | {part: measured}  # read anew: another run may have measured another part meanwhile
-        out.write_text(json.dumps(results, indent=1) + "\n")
+        write_part(out, part, {"where": place, "entries": rounded(measure[part]())})
         progress(part).path.unlink(missing_ok=True)
-    results = _read(out)
+    results = read_results(out)
     written = [out, *draw_all(results, out)] if plot else [out]
     if out == results_folder() / "innerq.json" and PAGE.is_file():
         write_page(PAGE, blocks(results))
         written.append(PAGE)
     return written
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _rounded(value):
-    """Floats to six significant digits, wherever they are: more would only be noise in the file's history."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    return [_rounded(entry) for entry in value] if isinstance(value, list | tuple) else value

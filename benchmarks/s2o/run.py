@@ -1,6 +1,5 @@
 """All parts of the S2O benchmark, each of which replaces its entry in one JSON file."""
 
-import json
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..documents import write_page
-from ..measuring import ROOT, check_request, results_folder, where
+from ..measuring import ROOT, check_request, read_results, results_folder, rounded, where, write_part
 from .fidelity import compare_rules, measure_error
 from .inputs import Captor
 from .report import blocks
@@ -36,6 +35,7 @@ FULL = Extent()
 QUICK = Extent(
     lengths=(1024,), error_lengths=(1024,), rule_lengths=(1024,), task_lengths=(1024,), questions=64, windows=1
 )
+PAGE = ROOT / "docs" / "s2o.md"  # shows what the repository's file of results holds
 
 
 def run(
@@ -46,8 +46,8 @@ def run(
     plot: bool = False,
 ) -> list[Path]:
     """
-    Measure `parts` and write each to `out` as soon as it is done; the other entries of the file stay. What goes into
-    the repository's results goes into docs/s2o.md too.
+    Measure `parts` and write each to `out` as soon as it is done; the other entries of the file stay. The tables of
+    docs/s2o.md follow the repository's own file.
 
     Args:
         parts: names out of `PARTS`.
@@ -78,21 +78,12 @@ def run(
         "recall": lambda: recall(model, extent.task_lengths, device, extent.questions),
         "perplexity": lambda: text_perplexity(model, extent.task_lengths, device, extent.windows),
     }
-    results = json.loads(out.read_text()) if out.is_file() else {}
     for part in parts:
-        results[part] = {"where": where(device), "entries": _rounded(measure[part]())}
-        out.write_text(json.dumps(results, indent=1) + "\n")
-        if out.parent == ROOT / "benchmarks" / "results":
-            write_page(ROOT / "docs" / "s2o.md", blocks(results))
-    if not plot:
-        return [out]
-    return [out, *draw_all(results, captor().heads(extent.rule_lengths[0], seed=1, last=1), out)]
-
-
-def _rounded(value):
-    """Floats to six significant digits, wherever they are: more would only be noise in the file's history."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    return [_rounded(entry) for entry in value] if isinstance(value, list | tuple) else value
+        write_part(out, part, {"where": where(device), "entries": rounded(measure[part]())})
+    results = read_results(out)
+    heads = captor().heads(extent.rule_lengths[0], seed=1, last=1) if plot else None
+    written = [out, *draw_all(results, heads, out)] if plot else [out]
+    if out == results_folder() / "s2o.json" and PAGE.is_file():
+        write_page(PAGE, blocks(results))
+        written.append(PAGE)
+    return written

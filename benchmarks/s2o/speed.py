@@ -79,19 +79,19 @@ def _taus(heads: Heads, reference: torch.Tensor) -> dict[float, float]:
 def _measure(heads: Heads) -> Iterator[dict]:
     """All times of an input are taken in turn; `speedup` is over the faster of the dense ones."""
     reference = dense(heads)
-    taus = _taus(heads, reference)
-    missed = {tau: truly_missed(heads, tau) for tau in set(taus.values())}
     by_dtype = {name: heads.to(dtype) for name, dtype in DTYPES.items()}
+    taus = {name: _taus(cast, reference) for name, cast in by_dtype.items()}
+    missed = {tau: truly_missed(heads, tau) for tau in {tau for found in taus.values() for tau in found.values()}}
     runs: dict[tuple, Callable] = {}
     for name, cast in by_dtype.items():
         runs[name, "dense"] = lambda cast=cast: dense(cast)
-        runs |= {(name, tau): lambda cast=cast, tau=tau: sparse(cast, tau) for tau in taus.values()}
+        runs |= {(name, tau): lambda cast=cast, tau=tau: sparse(cast, tau) for tau in taus[name].values()}
         runs[name, "cut"] = lambda cast=cast: cut(cast)  # not behind torch's threads, which go on spinning for a while
     seconds = median_seconds(heads.query.device, runs, REPEATS)
     fastest = min(seconds[name, "dense"] for name in DTYPES)
     for name, cast in by_dtype.items():
         dense_error = distance(dense(cast), reference)["error"]  # of the dtype alone
-        for point, tau in taus.items():
+        for point, tau in taus[name].items():
             out, shares = sparse(cast, tau)
             yield {
                 "dtype": name,

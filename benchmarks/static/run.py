@@ -1,13 +1,12 @@
 """All parts of the STATIC benchmark, each of which replaces its entry in one JSON file."""
 
-import json
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..documents import write_page
-from ..measuring import ROOT, check_parts, results_folder, where
+from ..measuring import ROOT, check_parts, read_results, results_folder, where, write_part
 from .baselines import compare_baselines
 from .build import measure_build
 from .report import blocks
@@ -62,11 +61,9 @@ def run(parts: Collection[str] = PARTS, extent: Extent = FULL, out: Path | None 
         "build": lambda: measure_build(extent.build_items),
         "validity": lambda: count_valid(extent.catalogues, extent.beams),
     }
-    results = json.loads(out.read_text()) if out.is_file() else {}
     for part in parts:
-        results[part] = {"where": where("cpu"), **measure[part]()}
-        out.write_text(json.dumps(results, indent=1) + "\n")
+        write_part(out, part, {"where": where("cpu"), **measure[part]()})
     if out == results_folder() / "static.json" and PAGE.is_file():
-        write_page(PAGE, blocks(results))
+        write_page(PAGE, blocks(read_results(out)))
         return [out, PAGE]
     return [out]

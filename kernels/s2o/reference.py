@@ -18,6 +18,7 @@ import torch
 
 from .granules import cut_into_granules, order_by_likeness
 
+SQUARED_AT_ONCE = 2048  # rows of a head
 MAX_LIFT = 40 / 3  # of v / 2: beyond, a promise is above any threshold, and its square would not fit a float32
 # Steps of the grid in which `target_mass` looks for a row's threshold: half powers of two down to 2^-40.
 TARGET_BINS = 80
@@ -152,7 +153,9 @@ def segment_spans(q_len: int, kv_len: int, segment: int) -> list[tuple[int, int]
 
 def query_metric(queries: torch.Tensor) -> torch.Tensor:
     """`[Hkv, D]`: how much a difference between keys matters in each dimension to `queries [Hkv, ratio, q_len, D]`."""
-    return queries.float().square().mean((1, 2)).sqrt()
+    # In parts, whose squares are no new memory each time, and stay near the processor.
+    squares = [part.float().square().sum((1, 2)) for part in queries.split(SQUARED_AT_ONCE, dim=2)]
+    return (torch.stack(squares).sum(0) / queries[0, :, :, 0].numel()).sqrt()
 
 
 @dataclass(frozen=True)
