@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..jit import jit
-from .granules import APART, FAR, SQUARINGS, TINY, Granules, principal
+from .granules import APART, FAR, SQUARINGS, Granules, principal
 
 SUMS = {"contract", "reassoc", "nsz"}  # not "fast": a NaN must stay one
 
@@ -32,13 +32,17 @@ def cut_into_granules(
     points = (keys[:, :whole] * metric[:, None]).view(-1, block, dim)
     likeness = principal(points, heads)
     likeness = likeness.view(heads, whole, likeness.shape[2])
+    # Arguments, not constants of the compiled code: its copy on disk would outlive a change of them.
+    numbers = (block, size, FAR, APART, SQUARINGS)
     for head in zip(likeness, keys, values, metric, *cut, strict=True):
-        _cut_blocks(block, size, *(part.numpy() for part in head))
+        _cut_blocks(*numbers, *(part.numpy() for part in head))
     return cut
 
 
 @jit(SUMS)
-def _cut_blocks(block, size, likeness, keys, values, metric, order, odd, mean, variance, value, scattered):
+def _cut_blocks(
+    block, size, far, apart, squarings, likeness, keys, values, metric, order, odd, mean, variance, value, scattered
+):
     """Fills the `Granules` of one head from its whole blocks of `keys [n, D]` and `values [n, Dv]`."""
     granules = block // size
     rest = block - granules
@@ -53,7 +57,7 @@ def _cut_blocks(block, size, likeness, keys, values, metric, order, odd, mean, v
             place[i] = i
         _select(distance, place, block, rest)
         _select(distance, place, rest, (block - 1) // 2)
-        far = FAR * distance[(block - 1) // 2]
+        least_far = far * distance[(block - 1) // 2]
         at = first // size
         for i in range(granules):
             odd[at + i] = first + place[rest + i]
@@ -61,12 +65,12 @@ def _cut_blocks(block, size, likeness, keys, values, metric, order, odd, mean, v
             places[i] = first + place[i]
             for k in range(width - 1):
                 parts[k, i] = likeness[places[i], k]
-            parts[width - 1, i] = APART * distance[i] if distance[i] > far else np.float32(0)
+            parts[width - 1, i] = apart * distance[i] if distance[i] > least_far else np.float32(0)
         length = rest
         while length >= size:
             for start in range(0, rest, length):
                 part = slice(start, start + length)
-                _project(parts, start, start + length, projection[part])
+                _project(parts, start, start + length, squarings, projection[part])
                 index[part] = np.arange(start, start + length)
                 _select(projection[part], index[part], length, length // 2)
             for i in range(rest):
@@ -81,7 +85,7 @@ def _cut_blocks(block, size, likeness, keys, values, metric, order, odd, mean, v
             own = places[g * length : (g + 1) * length]
             order[at + g] = own
             farthest = _sum_up(keys, values, metric, own, mean[at + g], variance[at + g], value[at + g])
-            scattered[at + g] = farthest > far
+            scattered[at + g] = farthest > least_far
 
 
 @jit(SUMS)
@@ -102,7 +106,7 @@ def _distances(keys, metric, distance):
 
 
 @jit(SUMS)
-def _project(points, begin, end, projection):
+def _project(points, begin, end, squarings, projection):
     """Of `points [width, n]` those from `begin` to `end`, which are centered here, along their principal direction."""
     width = points.shape[0]
     covariance = np.empty((width, width), np.float32)
@@ -115,8 +119,8 @@ def _project(points, begin, end, projection):
         if covariance[j, j] > covariance[widest, widest]:
             widest = j
     direction, turned = covariance[widest].copy(), np.empty(width, np.float32)
-    for _ in range((1 << SQUARINGS) - 1):
-        largest = TINY
+    for _ in range((1 << squarings) - 1):
+        largest = np.float32(1e-30)  # equal keys have no direction
         for j in range(width):
             turned[j] = _dot(covariance[j], direction)
             largest = max(largest, abs(turned[j]))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-FAR = 2  # times the median distance in a block: beyond it, a key is like no other
+FAR = 1.6  # times the median distance in a block: beyond it, a key is like no other
 APART = 100  # times a far key's distance, so that halving tells it from those that are near
 DIRECTIONS = 23  # of likeness: those that follow tell no two keys apart
 SAMPLED = 4  # that many times more keys than tell a head's directions: the first of each block
