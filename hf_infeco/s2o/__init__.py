@@ -1,8 +1,8 @@
 """
-S2O: prefill attention that visits the past in order of importance, ranked online, and stops early (arXiv 2602.22575).
+S2O: prefill attention that permutes the past online into granules of like keys, and visits few (arXiv 2602.22575).
 
-Softmax mass is thin: a query needs few keys if the right ones come first. One order of the past serves a segment of
-queries; each query leaves it as soon as new keys add no mass.
+Softmax mass is thin: a query needs few keys exactly. It judges each granule by itself, attends those that promise to
+matter, and lets the means of all others stand in for them.
 """
 
 from .attention import s2o_attention
