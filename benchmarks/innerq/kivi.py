@@ -16,7 +16,7 @@ import torch
 from hf_infeco.kernels.innerq import cpu
 from hf_infeco.kernels.innerq.cpu_floats import from_half
 from hf_infeco.kernels.innerq.reference import GROUP, code_of_zero, pack_codes
-from hf_infeco.kernels.jit import jit, on_threads, take_next
+from hf_infeco.kernels.jit import SUMS, jit, on_threads, take_next
 
 BITS = 2
 STEPS = 2**BITS - 1  # from the minimum to the maximum of a group
@@ -78,7 +78,7 @@ def pack(key: torch.Tensor, value: torch.Tensor) -> Outer:
     return Outer(key_words, key_scale, key_zero, pack_codes(by_lane, BITS), value_scale, value_zero)
 
 
-@jit(cpu.SUMS)
+@jit(SUMS)
 def _attend_tiles(query, key, value, ones, span, maximum, total, acc, block, bits):
     """`query [rows, D]` of one KV head on tiles `span` of words and scales `key`, `value`; see `cpu._attend_tiles`."""
     rows, dim, value_dim = query.shape[0], query.shape[1], acc.shape[1]
@@ -128,7 +128,7 @@ def _attend_tiles(query, key, value, ones, span, maximum, total, acc, block, bit
                         )  # fmt: skip
 
 
-@jit(cpu.SUMS)
+@jit(SUMS)
 def _attend(counter, query, key, value, ones, tiles, windows, parts, block, bits):
     """Each item is one KV head and either its windows or one piece of its tiles; see `cpu._attend`."""
     maxima, totals, accs = parts

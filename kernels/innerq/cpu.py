@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..jit import jit, on_threads, take_next
+from ..jit import SUMS, exp, jit, on_threads, take_next
 from . import reference
 from .cpu_floats import to_float
 from .cpu_pack import dequantize, quantize_keys, quantize_values, to_array
@@ -27,9 +27,6 @@ MIN_TOKENS = 4096  # over all KV heads, for each thread: fewer cost more to hand
 LOWEST = np.finfo(np.float32).min
 
 __all__ = ["dequantize", "packed_attention", "quantize_keys", "quantize_values"]
-
-# Not "fast": -inf hides keys, and a NaN must stay one.
-SUMS = {"contract", "reassoc", "nsz"}
 
 
 # ---------------------------------------------------------------- packed groups
@@ -165,32 +162,18 @@ def _add_groups(
 
 
 @jit(SUMS)
-def _exp(x):
-    """exp of a float32 of at most 0, to about 1e-7; a polynomial, since the library's is not vectorized."""
-    low = np.float32(-87.0)
-    clamped = low if x < low else x
-    power = np.floor(clamped * np.float32(1.44269504) + np.float32(0.5))  # x = power * ln(2) + rest
-    rest = clamped - power * np.float32(0.693359375) + power * np.float32(2.12194440e-4)
-    series = np.float32(1.9875691500e-4)
-    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        series = series * rest + np.float32(factor)
-    series = series * rest * rest + rest + np.float32(1.0)
-    return np.float32(0.0) if x < low else series * np.int32((np.int32(power) + 127) << 23).view(np.float32)
-
-
-@jit(SUMS)
 def _update_softmax(scores, count, row, maximum, total, acc):
     """Turns `scores[row, :count]` into weights of the running softmax `maximum, total [rows]`, `acc [rows, Dv]`."""
     highest = maximum[row]
     for i in range(count):
         highest = max(highest, scores[row, i])
-    shrink = _exp(maximum[row] - highest)
+    shrink = exp(maximum[row] - highest)
     maximum[row] = highest
     for d in range(acc.shape[1]):
         acc[row, d] *= shrink
     added = np.float32(0)
     for i in range(count):
-        weight = _exp(scores[row, i] - highest)
+        weight = exp(scores[row, i] - highest)
         scores[row, i] = weight
         added += weight
     total[row] = total[row] * shrink + added
@@ -336,7 +319,7 @@ def _merge(parts, out):
             total = np.float32(0)
             out[pair, row] = 0
             for piece in range(maxima.shape[1]):
-                factor = _exp(maxima[pair, piece, row] - highest)
+                factor = exp(maxima[pair, piece, row] - highest)
                 total += totals[pair, piece, row] * factor
                 for d in range(out.shape[2]):
                     out[pair, row, d] += accs[pair, piece, row, d] * factor

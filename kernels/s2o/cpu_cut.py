@@ -7,10 +7,8 @@ Equal up to rounding, which may swap two keys that lie on either side of a media
 import numpy as np
 import torch
 
-from ..jit import jit
+from ..jit import SUMS, jit
 from .granules import APART, FAR, SQUARINGS, Granules, principal
-
-SUMS = {"contract", "reassoc", "nsz"}  # not "fast": a NaN must stay one
 
 
 def cut_into_granules(

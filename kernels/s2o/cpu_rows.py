@@ -3,7 +3,7 @@ What each row of S2O does alone on CPUs, compiled by numba: judge the granules, 
 
 The inner loops are written as LLVM instructions on vectors of `LANES` numbers, which numba's own vectorizer would not
 find: `walk` has one lane per key, so that no sum goes across lanes, and keeps a row's output in registers along the
-whole list. All of it stands in one file, since numba's cache on disk notices changes in the file of a function only.
+whole list. All but `exp` stands in one file: numba's cache on disk notices no change in the file of a callee.
 """
 
 import functools
@@ -16,15 +16,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..jit import jit
+from ..jit import SUMS, exp, jit
 from .reference import MAX_LIFT, TARGET_BINS
 
 LANES = 16  # keys side by side in a vector; machines with narrower registers split it
 ROWS = 64  # rows that share keys in the cache
 PORTION = 64  # vectors of keys that all of them attend before the next
 MOST_MASS = np.float32(1e15)  # of a row, relative to where its weights are counted from
-# Not "fast": a NaN must stay one.
-SUMS = {"contract", "reassoc", "nsz"}
 
 
 @functools.cache
@@ -35,20 +33,6 @@ def has_bfloat16() -> bool:
 
 
 # ---------------------------------------------------------------- rows
-
-
-@jit(SUMS)
-def _exp(x):
-    """exp of a float32 up to 88, to about 1e-7; a polynomial, since the library's is not vectorized."""
-    low = np.float32(-87.0)
-    clamped = low if x < low else x
-    power = np.floor(clamped * np.float32(1.44269504) + np.float32(0.5))  # x = power * ln(2) + rest
-    rest = clamped - power * np.float32(0.693359375) + power * np.float32(2.12194440e-4)
-    series = np.float32(1.9875691500e-4)
-    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        series = series * rest + np.float32(factor)
-    series = series * rest * rest + rest + np.float32(1.0)
-    return np.float32(0.0) if x < low else series * np.int32((np.int32(power) + 127) << 23).view(np.float32)
 
 
 @jit(SUMS)
@@ -96,7 +80,7 @@ def attend_rows(
             peak[r] = near_log_mass[begin + r]  # what weights are relative to
         while todo > 0:
             for r in range(todo):
-                attended[r] = _exp(near_log_mass[rows[r]] - peak[r])
+                attended[r] = exp(near_log_mass[rows[r]] - peak[r])
             for first in range(0, odd.size, odd_portion):
                 portion = odd[first : first + odd_portion]
                 for r in range(todo):
@@ -122,7 +106,7 @@ def attend_rows(
             again = 0
             for r in range(todo):
                 row = rows[r]
-                shares[0, row] = _exp(near_log_mass[row] - peak[r])
+                shares[0, row] = exp(near_log_mass[row] - peak[r])
                 shares[1, row] = attended[r] + left[r] if compensate else attended[r]
                 shares[2, row] = left[r] / (attended[r] + left[r])
                 shares[3, row] = visits[r] // vectors
