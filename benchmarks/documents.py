@@ -1,9 +1,11 @@
 """Tables in the documents, which stand between `<!-- results:NAME -->` and `<!-- /results -->` and are never typed."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from .measuring import ROOT, read_results, results_folder
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -32,3 +34,12 @@ def write_page(page: Path, blocks: dict[str, str]) -> None:
                 f"{page.name} has {found} marks <!-- results:{mark} -->, and one is needed to write there."
             )
     page.write_text(text, encoding="utf-8")
+
+
+def follow_results(out: Path, blocks: Callable[[dict], dict[str, str]]) -> list[Path]:
+    """Writes docs/NAME.md, if `out` is NAME.json of the repository's own results; returns the pages written."""
+    page = ROOT / "docs" / f"{out.stem}.md"
+    if out.parent != results_folder() or not page.is_file():
+        return []
+    write_page(page, blocks(read_results(out)))
+    return [page]

@@ -8,7 +8,6 @@ is written from that file. Times are of one run on one machine: read the ratios.
 """
 
 import argparse
-import json
 from statistics import median
 
 import torch
@@ -16,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import hf_infeco
 from hf_infeco.benchmarks.documents import markdown_table, write_page
-from hf_infeco.benchmarks.measuring import MODEL, ROOT, results_folder, timed, where
+from hf_infeco.benchmarks.measuring import MODEL, ROOT, read_results, results_folder, timed, where, write_part
 from hf_infeco.training.testbed.evaluate import perplexity, recall_accuracy
 from hf_infeco.training.testbed.needles import sample_document
 from hf_infeco.training.testbed.text import encode_text, held_out_text
@@ -33,20 +32,19 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=1024, help="per length; fewer give wider intervals")
     parser.add_argument("--windows", type=int, default=8, help="windows of real text for the perplexity")
     arguments = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16).eval().to(device)
     for part in arguments.parts:
         names, measure = PARTS[part]
-        results[part] = {"where": where(device)}
+        measured = {"where": where(device)}
         for name in names:
             if (methods := CONFIGURATIONS[name]) is not None:
                 hf_infeco.patch(model, **methods)
-            results[part][name] = measure(model, tokenizer, arguments)
+            measured[name] = measure(model, tokenizer, arguments)
             hf_infeco.unpatch(model)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    table = as_table(results)
+        write_part(RESULTS, part, measured)
+    table = as_table(read_results(RESULTS))
     write_page(ROOT / "README.md", {"foundation": table})
     print(table)
 

@@ -4,6 +4,7 @@ import datetime
 import json
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Collection
 from importlib.metadata import version
@@ -50,6 +51,11 @@ def results_folder() -> Path:
     """`benchmarks/results/` of the repository; the working folder where hf_infeco was installed without it."""
     folder = ROOT / "benchmarks" / "results"
     return folder if folder.is_dir() else Path.cwd()
+
+
+def results_file(system: str, is_full: bool) -> Path:
+    """Where a benchmark writes by default: less than all that it measures goes among the temporary files."""
+    return (results_folder() if is_full else Path(tempfile.gettempdir())) / f"{system}.json"
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """All parts of the InnerQ benchmark, each of which replaces its entry in one JSON file."""
 
 import os
-import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from ..documents import write_page
-from ..measuring import ROOT, check_request, read_results, results_folder, rounded, where, write_part
+from ..documents import follow_results
+from ..measuring import check_request, read_results, results_file, rounded, where, write_part
 from .caches import ABLATIONS, FORMS, MAIN, PEERS
 from .decode import STEPS, measure_decoding
 from .quality import Progress, Reader, layer_errors, perplexity, recall
@@ -48,7 +47,6 @@ QUICK = Extent(
     windows=((1024, 1),),
     error_tokens=512,
 )
-PAGE = ROOT / "docs" / "innerq.md"  # shows what the repository's file of results holds
 EVERYTHING_UP_TO = 4096  # tokens; longer windows of text are read by the presets and KIVI only
 
 
@@ -84,7 +82,7 @@ def run(
     if plot:  # imported before anything is measured: matplotlib is an extra, and may be missing
         from .plots import draw_all
     model = check_request(parts, PARTS, model)
-    out = out or (results_folder() if extent == FULL else Path(tempfile.gettempdir())) / "innerq.json"
+    out = out or results_file("innerq", extent == FULL)
     reader = cache(lambda: Reader(model, "cpu"))  # not every part needs it
     texts = [
         (*each, MAIN | PEERS | (ABLATIONS | FORMS if each[0] <= EVERYTHING_UP_TO else {})) for each in extent.windows
@@ -113,9 +111,5 @@ def run(
         place = where("cpu") | {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "unset")}
         write_part(out, part, {"where": place, "entries": rounded(measure[part]())})
         progress(part).path.unlink(missing_ok=True)
-    results = read_results(out)
-    written = [out, *draw_all(results, out)] if plot else [out]
-    if out == results_folder() / "innerq.json" and PAGE.is_file():
-        write_page(PAGE, blocks(results))
-        written.append(PAGE)
-    return written
+    pictures = draw_all(read_results(out), out) if plot else []
+    return [out, *pictures, *follow_results(out, blocks)]

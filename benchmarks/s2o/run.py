@@ -1,6 +1,5 @@
 """All parts of the S2O benchmark, each of which replaces its entry in one JSON file."""
 
-import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
@@ -8,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..documents import write_page
-from ..measuring import ROOT, check_request, read_results, results_folder, rounded, where, write_part
+from ..documents import follow_results
+from ..measuring import check_request, read_results, results_file, rounded, where, write_part
 from .fidelity import compare_rules, measure_error
 from .inputs import Captor
 from .report import blocks
@@ -35,7 +34,6 @@ FULL = Extent()
 QUICK = Extent(
     lengths=(1024,), error_lengths=(1024,), rule_lengths=(1024,), task_lengths=(1024,), questions=64, windows=1
 )
-PAGE = ROOT / "docs" / "s2o.md"  # shows what the repository's file of results holds
 
 
 def run(
@@ -68,7 +66,7 @@ def run(
         from .plots import draw_all
     model = check_request(parts, PARTS, model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    out = out or (results_folder() if extent == FULL else Path(tempfile.gettempdir())) / "s2o.json"
+    out = out or results_file("s2o", extent == FULL)
     captor = cache(lambda: Captor(model, device))  # not every part needs it
     measure = {
         "speed": lambda: measure_speed(captor(), extent.lengths, device),
@@ -80,10 +78,5 @@ def run(
     }
     for part in parts:
         write_part(out, part, {"where": where(device), "entries": rounded(measure[part]())})
-    results = read_results(out)
-    heads = captor().heads(extent.rule_lengths[0], seed=1, last=1) if plot else None
-    written = [out, *draw_all(results, heads, out)] if plot else [out]
-    if out == results_folder() / "s2o.json" and PAGE.is_file():
-        write_page(PAGE, blocks(results))
-        written.append(PAGE)
-    return written
+    pictures = draw_all(read_results(out), captor().heads(extent.rule_lengths[0], seed=1, last=1), out) if plot else []
+    return [out, *pictures, *follow_results(out, blocks)]

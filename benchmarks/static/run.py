@@ -1,12 +1,11 @@
 """All parts of the STATIC benchmark, each of which replaces its entry in one JSON file."""
 
-import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..documents import write_page
-from ..measuring import ROOT, check_parts, read_results, results_folder, where, write_part
+from ..documents import follow_results
+from ..measuring import check_parts, results_file, where, write_part
 from .baselines import compare_baselines
 from .build import measure_build
 from .report import blocks
@@ -31,7 +30,6 @@ class Extent:
 
 FULL = Extent()
 QUICK = Extent(step_items=(1000, 10_000), items=1000, build_items=10_000, beams=3, repeats=2, catalogues=4)
-PAGE = ROOT / "docs" / "static.md"  # shows what the repository's file of results holds
 
 
 def run(parts: Collection[str] = PARTS, extent: Extent = FULL, out: Path | None = None) -> list[Path]:
@@ -52,7 +50,7 @@ def run(parts: Collection[str] = PARTS, extent: Extent = FULL, out: Path | None 
         ValueError: a part that is none.
     """
     check_parts(parts, PARTS)
-    out = out or (results_folder() if extent == FULL else Path(tempfile.gettempdir())) / "static.json"
+    out = out or results_file("static", extent == FULL)
     measure = {
         "step": lambda: measure_step(extent.step_items, extent.items, extent.beams, extent.repeats),
         "wide": lambda: measure_wide(extent.items, extent.beams, extent.repeats),
@@ -63,7 +61,4 @@ def run(parts: Collection[str] = PARTS, extent: Extent = FULL, out: Path | None 
     }
     for part in parts:
         write_part(out, part, {"where": where("cpu"), **measure[part]()})
-    if out == results_folder() / "static.json" and PAGE.is_file():
-        write_page(PAGE, blocks(read_results(out)))
-        return [out, PAGE]
-    return [out]
+    return [out, *follow_results(out, blocks)]
