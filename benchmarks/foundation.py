@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import hf_infeco
+from hf_infeco import CACHE_NAME
 from hf_infeco.benchmarks.documents import markdown_table, write_page
 from hf_infeco.benchmarks.measuring import MODEL, ROOT, read_results, results_folder, timed, where, write_part
 from hf_infeco.training.testbed.evaluate import perplexity, recall_accuracy
@@ -94,14 +95,14 @@ def speed(model, tokenizer, arguments, seq_len: int = 16384, steps: int = 64) ->
     before = hf_infeco.report(model).s2o
     seconds, out = timed(model.device, lambda: model(document, use_cache=True, logits_to_keep=1))
     after = hf_infeco.report(model).s2o
-    cache = out.past_key_values
+    cache = out[CACHE_NAME]
     entry = {"tokens": seq_len, "prefill_seconds": round(seconds, 3), "kv_bytes": hf_infeco.cache_nbytes(cache)}
     if after is not None:
         visited = after.visited_pairs - before.visited_pairs
         entry["prefill_density"] = round(visited / (after.causal_pairs - before.causal_pairs), 4)
 
     def step():
-        return model(document[:, :1], past_key_values=cache, use_cache=True)
+        return model(document[:, :1], **{CACHE_NAME: cache}, use_cache=True)
 
     entry["decode_seconds_per_token"] = round(median(timed(model.device, step)[0] for _ in range(steps)), 5)
     return entry

@@ -27,7 +27,7 @@ def measure(model, tokenizer, needles):
     """Prefills the document once, asks for every needle, then times plain decoding from the same cache."""
     document = needles.document[None].to(model.device)
     start = time.perf_counter()
-    cache = model(document, use_cache=True, logits_to_keep=1).past_key_values
+    cache = model(document, use_cache=True, logits_to_keep=1)[hf_infeco.CACHE_NAME]
     prefill_seconds = seconds_since(start)
 
     groups = needles.keys.split(16)  # questions asked at once, each on its own copy of the cache
@@ -38,7 +38,7 @@ def measure(model, tokenizer, needles):
     prompt = torch.cat([document, document[:, :1]], dim=1)  # generate() wants one token that is not in the cache yet
     start = time.perf_counter()
     model.generate(
-        prompt, past_key_values=cache, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
+        prompt, **{hf_infeco.CACHE_NAME: cache}, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
     )
     decode_seconds = seconds_since(start)
     return {

@@ -8,6 +8,7 @@ Importing the package changes no model. See `hf_infeco.patch`, `InfecoConfig`, a
 
 from importlib.metadata import version
 
+from .compat import CACHE_NAME
 from .config import InfecoConfig
 from .innerq import InnerQCache, InnerQConfig
 from .kv import cache_nbytes
@@ -25,6 +26,7 @@ from .static import (
 __version__ = version("hf_infeco")
 
 __all__ = [
+    "CACHE_NAME",
     "ConstrainedBeams",
     "InfecoConfig",
     "InnerQCache",

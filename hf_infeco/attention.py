@@ -18,7 +18,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from . import compat
 from .innerq.layer import InnerQView
 from .kernels.s2o.reference import S2OStats, count_causal_pairs
-from .kv import KVHandle, plain
+from .kv import KVHandle, plain, view_behind
 from .s2o import S2OConfig
 from .s2o.attention import causal_attention
 
@@ -28,15 +28,31 @@ PLAN_ATTRIBUTE = "_infeco_plan"  # on each attention module of a patched model
 # Above so many queries, dequantizing a layer once and running a dense kernel beats attending on packed groups.
 MAX_PACKED_QUERIES = 32
 
-# Arguments that change the maths, or ask for more than the output, and that none of our paths implements.
-UNSUPPORTED_ARGUMENTS = {
-    "softcap": "logit softcapping",
-    "s_aux": "attention sinks",
-    "output_attentions": "attention weights",
+# What a model may hand its attention by keyword. Anything else could change the maths in a way that we do not know.
+IMPLEMENTED_ARGUMENTS = {"dropout", "scaling", "is_causal", "attention_mask"}
+if compat.SDPA_TAKES_POSITION_BIAS:
+    IMPLEMENTED_ARGUMENTS.add("position_bias")
+# These say again what the mask and the tensors say already, or are meant for other parts of the model.
+NEUTRAL_ARGUMENTS = {
+    "cache_position",
+    "max_length_k",
+    "max_length_q",
+    "num_items_in_batch",
+    "output_hidden_states",
+    "output_router_logits",
+    "position_embeddings",
+    "position_ids",
+    "return_dict",
+    "seq_idx",
+    "sliding_window",
+    "use_cache",
+}
+# What a user may ask for through a model. The model itself runs without.
+FEATURES = {
     "cache": "a paged cache (continuous batching)",
-    "cu_seq_lens_q": "packed sequences told by their lengths",
     "cu_seq_lens_k": "packed sequences told by their lengths",
-    **({} if compat.SDPA_TAKES_POSITION_BIAS else {"position_bias": "a position bias"}),
+    "cu_seq_lens_q": "packed sequences told by their lengths",
+    "output_attentions": "attention weights",
 }
 
 
@@ -49,10 +65,14 @@ class LayerPlan:
         s2o (`S2OConfig`, *optional*): sparse prefill; None runs dense.
         stats (`S2OStats`): what causal prefills have attended so far. Its numbers may be tensors, so that no prefill
             waits for the device.
+        packed_calls, unpacked_calls (`int`): decode steps on a packed cache so far that were attended as they are, and
+            that had to be dequantized first.
     """
 
     s2o: S2OConfig | None = None
     stats: S2OStats = field(default_factory=lambda: S2OStats(0, 0))
+    packed_calls: int = 0
+    unpacked_calls: int = 0
 
 
 def register() -> None:
@@ -74,6 +94,7 @@ def infeco_mask(
     attention_mask: torch.Tensor | None = None,
     local_size: int | None = None,
     allow_is_causal_skip: bool = True,
+    config: Any = None,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """
@@ -91,10 +112,16 @@ def infeco_mask(
     # A static cache shows keys that are not written yet: causality is then not a matter of lengths alone.
     ends_at_last_key = kv_offset == 0 and isinstance(q_offset, int) and q_offset + q_length == kv_length
     if is_causal and ends_at_last_key:
-        if attention_mask is None or attention_mask.all():
+        # Like transformers, a mask that is too short hides the keys that it does not speak of.
+        padding = (
+            None
+            if attention_mask is None
+            else nn.functional.pad(attention_mask[:, :kv_length], (0, max(0, kv_length - attention_mask.shape[-1])))
+        )
+        if padding is None or padding.all():
             return None
-        missing = kv_length - attention_mask.shape[-1]
-        return nn.functional.pad(attention_mask, (0, missing)) if missing > 0 else attention_mask[:, :kv_length]
+        if not compat.slices_masks(config):
+            return padding
     return sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
@@ -106,6 +133,7 @@ def infeco_mask(
         local_size=local_size,
         # SDPA's None would mean "causal from the first key on", which is not what ours means: see the docstring.
         allow_is_causal_skip=False,
+        config=config,
         **kwargs,
     )
 
@@ -135,19 +163,21 @@ def infeco_attention(
     Raises:
         ValueError: for an argument that changes the maths and is not implemented.
     """
-    _refuse_unsupported(module, kwargs)
+    _refuse_unknown(module, kwargs)
     query, key, value = _to_one_dtype(query, key, value)
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    padding = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+    padding = _padding(attention_mask, query)
     is_plain = is_causal and dropout == 0 and kwargs.get("position_bias") is None
     is_plain = is_plain and (attention_mask is None or padding is not None)
 
-    if is_plain and isinstance(key, KVHandle) and query.shape[2] <= MAX_PACKED_QUERIES:
-        view = key.view_of
-        if isinstance(view, InnerQView):
+    if isinstance(key, KVHandle) and query.shape[2] <= MAX_PACKED_QUERIES:
+        view, plan = view_behind(key, value), _plan(module)
+        if is_plain and isinstance(view, InnerQView):
+            plan.packed_calls += 1
             with torch.autocast(query.device.type, enabled=False):  # sums stay in float32
                 out = view.attend(query, _scale(scaling, query), padding)
             return out.transpose(1, 2).contiguous(), None
+        plan.unpacked_calls += 1
 
     key, value = (plain(tensor).to(query.dtype) for tensor in (key, value))
     if is_plain and query.shape[2] > 1:
@@ -165,9 +195,10 @@ def infeco_attention(
     )
 
 
-def _refuse_unsupported(module: nn.Module, kwargs: dict[str, Any]) -> None:
-    for name, feature in UNSUPPORTED_ARGUMENTS.items():
-        if (given := kwargs.get(name)) is not None and given is not False:
+def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    for name in kwargs.keys() - IMPLEMENTED_ARGUMENTS - NEUTRAL_ARGUMENTS:
+        if kwargs[name] is not None and kwargs[name] is not False:
+            feature = FEATURES.get(name, "something that may change the result")
             raise ValueError(
                 f"{type(module).__name__} asks for {feature} ({name}=...), which hf_infeco's attention does not "
                 "implement. Call hf_infeco.unpatch(model). If you did not ask for it, please report the model: "
@@ -180,6 +211,14 @@ def _to_one_dtype(*tensors: torch.Tensor) -> list[torch.Tensor]:
     device = tensors[0].device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
     return [tensor if isinstance(tensor, KVHandle) else tensor.to(dtype) for tensor in tensors]
+
+
+def _padding(attention_mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
+    """The mask as bool `[B, kv_len]` where it hides the same keys from all queries that could see them, else None."""
+    if attention_mask is None or attention_mask.ndim == 2:
+        return attention_mask
+    one_query = query.shape[2] == 1 and attention_mask.shape[1:3] == (1, 1) and attention_mask.dtype == torch.bool
+    return attention_mask[:, 0, 0].expand(query.shape[0], -1) if one_query else None
 
 
 def _scale(scaling: float | None, query: torch.Tensor) -> float:

@@ -5,6 +5,7 @@ The only file that knows versions or private names of transformers.
 middle and the newest tested version.
 """
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     Cache,
     DynamicCache,
+    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -30,11 +32,13 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-OLDEST, NEWEST_TESTED = Version("5.4.0"), Version("5.23.0")
+OLDEST, NEWEST_TESTED = Version("5.4.0"), Version("5.24.0")
 INSTALLED = Version(transformers.__version__)
 CROP_TAKES_A_DIFFERENCE = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
 SDPA_TAKES_POSITION_BIAS = "position_bias" in inspect.signature(sdpa_attention_forward).parameters
 CROP_REFUSES_A_LENGTH = Version("5.18.0") <= INSTALLED
+
+CACHE_NAMES = ("cache", "past_key_values")  # of a model's argument and output: since 5.24, and before
 
 _PREPARE_CACHE = "_prepare_cache_for_generation"
 _PREPARE_CACHE_ARGUMENTS = ["generation_config", "model_kwargs", "generation_mode", "batch_size", "max_cache_length"]
@@ -79,11 +83,24 @@ def makes_its_own_cache(model: PreTrainedModel) -> bool:
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a config without its weights: modules to look at, on the meta device."""
+    """
+    The model of a config without its weights: modules to look at, on the meta device. Of a composite model that
+    cannot be built, because its vision tower asks for another package say, it is the language model alone.
+
+    Raises:
+        ValueError: if transformers cannot build a model from this config, with its reason.
+    """
     with_head = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM)
     auto_class = next((auto for auto in with_head if type(config) in auto._model_mapping), AutoModel)
-    with torch.device("meta"):
-        return auto_class.from_config(config)
+    try:
+        with torch.device("meta"):
+            # A model may change its config.
+            return auto_class.from_config(copy.deepcopy(config))
+    except Exception as error:
+        if (text := text_config(config)) is not config:
+            return skeleton(text)
+        reason = " ".join(str(error).split())
+        raise ValueError(f"transformers cannot build a model from this config: {reason}") from error
 
 
 def can_switch_attention(decoder: PreTrainedModel) -> bool:
@@ -96,15 +113,49 @@ def attention_modules(decoder: nn.Module) -> dict[int, nn.Module]:
     return {
         module.layer_idx: module
         for module in decoder.modules()
-        if "Attention" in type(module).__name__ and isinstance(getattr(module, "layer_idx", None), int)
+        if "Attention" in type(module).__name__
+        and "CrossAttention" not in type(module).__name__
+        and isinstance(getattr(module, "layer_idx", None), int)
     }
 
 
-def key_value_dims(config: PreTrainedConfig, attention: nn.Module | None = None) -> tuple[int, int, int]:
+def layer_config(config: PreTrainedConfig, index: int) -> PreTrainedConfig:
+    """What holds for one decoder layer. A config whose layers differ refuses to be asked for all of them at once."""
+    config = text_config(config)
+    return config.per_layer_config[index] if getattr(config, "is_heterogeneous", False) else config
+
+
+def slices_masks(config: PreTrainedConfig | None) -> bool:
+    """Whether a model cuts queries off its masks, which have to be 4-D then: those that share keys between layers."""
+    return bool(getattr(config, "num_kv_shared_layers", None))
+
+
+def layer_type(config: PreTrainedConfig, index: int) -> str | None:
+    """Such as "full_attention" or "sliding_attention"; None where the config does not tell layers apart."""
+    types = getattr(text_config(config), "layer_types", None)
+    return types[index] if types and index < len(types) else None
+
+
+def window_of(config: PreTrainedConfig, index: int) -> int | None:
+    """Tokens that a layer of sliding or chunked attention sees."""
+    config = layer_config(config, index)
+    return getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """The longest sequence that a model was made for; None where its config does not say."""
+    limit = getattr(text_config(config), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def key_value_dims(
+    config: PreTrainedConfig, index: int = 0, attention: nn.Module | None = None
+) -> tuple[int, int, int]:
     """
-    KV heads, key head dim and value head dim of what a layer caches, as the config promises them; tensors have the
-    last word. `attention` tells whether multi-head latent attention caches the latent or what it expands that to.
+    KV heads, key head dim and value head dim of what layer `index` caches, as the config promises them; tensors have
+    the last word. `attention` tells whether multi-head latent attention caches the latent or what it expands that to.
     """
+    config = layer_config(config, index)
     heads = getattr(config, "num_attention_heads", 0)
     if heads == 0:
         return 0, 0, 0  # a model without attention, whose default cache may say otherwise in older versions
@@ -118,8 +169,9 @@ def key_value_dims(config: PreTrainedConfig, attention: nn.Module | None = None)
 
 
 def default_layers(config: PreTrainedConfig) -> list[Any]:
-    """The cache layers that transformers itself would build for this config, one per decoder layer."""
-    return DynamicCache(config=text_config(config)).layers
+    """The cache layers that transformers would build for this config, one per decoder layer; none if it cannot."""
+    config = text_config(config)
+    return DynamicCache(config=config).layers if hasattr(config, "num_hidden_layers") else []
 
 
 def is_full_attention_layer(layer: Any) -> bool:
@@ -128,6 +180,21 @@ def is_full_attention_layer(layer: Any) -> bool:
 
 
 # ---------------------------------------------------------------- caches
+
+
+@functools.cache
+def argument_names(function: Callable) -> tuple[str, ...]:
+    """Names of a function's arguments, `self` included."""
+    return tuple(inspect.signature(function).parameters)
+
+
+def cache_argument(function: Callable) -> str:
+    """What a function of a model, such as its class's forward, calls the cache that it takes."""
+    return next((name for name in CACHE_NAMES if name in argument_names(function)), CACHE_NAMES[-1])
+
+
+# What the installed transformers calls a cache: as an argument of generate, and in what a model returns.
+CACHE_NAME = cache_argument(GenerationMixin.prepare_inputs_for_generation)
 
 
 def tokens_to_remove(argument: int, length: int) -> int:
@@ -163,8 +230,8 @@ def replace_generation_cache(model: PreTrainedModel, new_cache: Callable[[PreTra
     signature = inspect.signature(getattr(type(model), _PREPARE_CACHE))
     if list(signature.parameters)[1:6] != _PREPARE_CACHE_ARGUMENTS and not _takes_anything(signature):
         raise RuntimeError(
-            f"{type(model).__name__}.{_PREPARE_CACHE}{signature} is not the method hf_infeco knows. Pass "
-            "past_key_values=hf_infeco.InnerQCache(model.config) to generate() and report this transformers version."
+            f"{type(model).__name__}.{_PREPARE_CACHE}{signature} is not the method hf_infeco knows. Report this "
+            f"transformers version, and until then call generate({CACHE_NAME}=hf_infeco.InnerQCache(model.config))."
         )
     setattr(model, _PREPARE_CACHE, _PrepareCache(model, new_cache))
 
@@ -182,9 +249,9 @@ class _PrepareCache:
         self.model, self.new_cache = model, new_cache
 
     def __call__(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(CACHE_NAME)
         getattr(type(self.model), _PREPARE_CACHE)(self.model, generation_config, model_kwargs, *args, **kwargs)
-        made = model_kwargs.get("past_key_values")
+        made = model_kwargs.get(CACHE_NAME)
         # "dynamic_full" is what older versions choose by themselves for assisted decoding.
         is_default = generation_config.cache_implementation in (None, "offloaded", "dynamic_full")
         if given is not None or not is_default or made is None or type(made) is not DynamicCache:
@@ -197,7 +264,7 @@ class _PrepareCache:
         # An assistant's cache is rolled back. Layers that cannot do so by themselves record for it, from 5.18 on.
         if getattr(generation_config, "is_assistant", False) and hasattr(cache, "activate_past_recording"):
             cache.activate_past_recording()
-        model_kwargs["past_key_values"] = cache
+        model_kwargs[CACHE_NAME] = cache
 
 
 def restore_generation_cache(model: PreTrainedModel) -> None:

@@ -30,9 +30,15 @@ class KVView:
 
     def __init__(self, num_tokens: int, key: torch.Tensor, value: torch.Tensor):
         self.num_tokens = num_tokens
-        self.key = KVHandle(self, key, 0)
-        self.value = KVHandle(self, value, 1)
+        self._samples = key, value
         self._tensors: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def handles(self) -> tuple["KVHandle", "KVHandle"]:
+        """
+        Keys and values as `KVHandle`s. They hold the view and the view does not hold them, so that what it
+        dequantized goes with the last of them, without waiting for Python's cycle collector.
+        """
+        return KVHandle(self, self._samples[0], 0), KVHandle(self, self._samples[1], 1)
 
     @abstractmethod
     def dequantize(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,6 +82,17 @@ class KVHandle(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map(plain, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+
+def view_behind(key: torch.Tensor, value: torch.Tensor) -> KVView | None:
+    """
+    The view whose keys and values these are, untouched; None for anything else, such as values that a model has
+    rearranged behind the cache.
+    """
+    are_handles = isinstance(key, KVHandle) and isinstance(value, KVHandle)
+    if not are_handles or key.view_of is not value.view_of or (key.which, value.which) != (0, 1):
+        return None
+    return key.view_of
 
 
 def plain(value: Any) -> Any:

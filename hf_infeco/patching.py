@@ -2,7 +2,6 @@
 `patch` and its way back. The only file that changes a model, and it changes the instance it is given, nothing else.
 """
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,20 +9,20 @@ from typing import Any
 
 from peft import PeftMixedModel, PeftModel
 from torch import nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from . import attention, compat
 from .attention import ATTENTION_NAME, PLAN_ATTRIBUTE, LayerPlan
+from .caching import restore_cache, switch_cache
 from .config import InfecoConfig
-from .innerq.cache import InnerQCache
 from .report import PatchReport
-from .survey import Survey, build_report, survey
+from .reporting import build_report, refused_report
+from .survey import Survey, survey
 
 logger = logging.get_logger(__name__)
 
 STATE_ATTRIBUTE = "_infeco_state"  # on a patched model
-CACHE_CONFIG_ATTRIBUTE = "_infeco_innerq"  # on its decoder, which is all that the forward hook is given
 
 
 @dataclass
@@ -80,7 +79,7 @@ def patch(model: nn.Module, config: InfecoConfig | None = None, **methods: Any) 
         if switches_attention:
             _switch_attention(inner, config, found)
         if packed:
-            _switch_cache(inner, config)
+            switch_cache(inner, config.innerq)
     except BaseException:
         unpatch(model)
         raise
@@ -100,9 +99,7 @@ def unpatch(model: nn.Module) -> nn.Module:
         decoder.set_attn_implementation(state.original_attention)
     for module in compat.attention_modules(decoder).values():
         vars(module).pop(PLAN_ATTRIBUTE, None)
-    compat.restore_generation_cache(inner)
-    vars(decoder).pop(CACHE_CONFIG_ATTRIBUTE, None)
-    compat.remove_forward_pre_hook(decoder, _inject_cache)
+    restore_cache(inner)
     return model
 
 
@@ -123,29 +120,41 @@ def patched(model: nn.Module, config: InfecoConfig | None = None, **methods: Any
             patch(model, before.config)
 
 
-def report(model: nn.Module) -> PatchReport:
-    """What `patch` enabled on this model, what fell back and why. An unpatched model reports everything as off."""
+def report(model: nn.Module, num_tokens: int | None = None) -> PatchReport:
+    """
+    What `patch` enabled on this model, what fell back and why, by what has run so far. An unpatched model reports
+    everything as off. With `num_tokens`, also what the cache of a sequence of that length weighs.
+    """
     inner = _unwrap(model)
     state: PatchState | None = vars(inner).get(STATE_ATTRIBUTE)
     if state is None:
-        return build_report(inner, InfecoConfig(s2o=None, innerq=None), survey(inner))
-    now = compat.decoder_of(inner).config._attn_implementation
+        return build_report(inner, InfecoConfig(s2o=None, innerq=None), survey(inner), num_tokens)
+    found, now = state.survey, compat.decoder_of(inner).config._attn_implementation
     if state.switches_attention and now != ATTENTION_NAME:
-        changed = survey(inner, refusal=f"the attention implementation was set to {now!r} after patching")
-        return build_report(inner, state.config, changed)
-    return build_report(inner, state.config, state.survey)
+        found = survey(inner, refusal=f"the attention implementation was set to {now!r} after patching")
+    return build_report(inner, state.config, found, num_tokens)
 
 
 def explain(
-    model_or_config: nn.Module | PreTrainedConfig, config: InfecoConfig | None = None, **methods: Any
+    model_or_config: nn.Module | PreTrainedConfig,
+    config: InfecoConfig | None = None,
+    *,
+    num_tokens: int | None = None,
+    **methods: Any,
 ) -> PatchReport:
-    """The report that `patch` with these arguments would lead to, without touching anything. Needs no weights."""
+    """
+    The report that `patch` with these arguments would lead to, without touching anything. Needs no weights. With
+    `num_tokens`, also what the cache of a sequence of that length would weigh.
+    """
     config = _merge(config, methods)
-    if isinstance(model_or_config, PreTrainedConfig):
-        inner = compat.skeleton(model_or_config)
-    else:
+    if not isinstance(model_or_config, PreTrainedConfig):
         inner = _unwrap(model_or_config)
-    return build_report(inner, config, survey(inner))
+    else:
+        try:
+            inner = compat.skeleton(model_or_config)
+        except ValueError as error:
+            return refused_report(model_or_config, str(error))
+    return build_report(inner, config, survey(inner), num_tokens)
 
 
 # ---------------------------------------------------------------- the pieces of patch
@@ -187,35 +196,10 @@ def _switch_attention(model: PreTrainedModel, config: InfecoConfig, found: Surve
     if decoder.config._attn_implementation != ATTENTION_NAME:
         raise RuntimeError(
             f"{type(decoder).__name__} ignored set_attn_implementation({ATTENTION_NAME!r}) and is unchanged. "
-            "Please report the model; its cache can still be quantized by passing past_key_values=InnerQCache(config)."
+            f"Please report the model; its cache can be quantized by passing {compat.CACHE_NAME}=InnerQCache(config)."
         )
     for index, module in compat.attention_modules(decoder).items():
         setattr(module, PLAN_ATTRIBUTE, LayerPlan(s2o=config.s2o if index in found.sparse_layers else None))
-
-
-def _switch_cache(model: PreTrainedModel, config: InfecoConfig) -> None:
-    """Makes our cache the default one, of `generate` and of a bare forward."""
-    decoder = compat.decoder_of(model)
-    compat.replace_generation_cache(model, _new_cache)
-    decoder.register_forward_pre_hook(_inject_cache, with_kwargs=True)
-    setattr(decoder, CACHE_CONFIG_ATTRIBUTE, config.innerq)
-
-
-def _new_cache(model: PreTrainedModel, default: Cache) -> InnerQCache:
-    innerq = getattr(compat.decoder_of(model), CACHE_CONFIG_ATTRIBUTE)
-    return InnerQCache(model.config, innerq, **compat.offloading_of(default))
-
-
-def _inject_cache(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    """Forward pre-hook: gives a bare `model(input_ids, use_cache=True)` our cache, where the user passed none."""
-    use_cache = kwargs.get("use_cache")
-    use_cache = getattr(decoder.config, "use_cache", False) if use_cache is None else use_cache
-    names = list(inspect.signature(type(decoder).forward).parameters)[1 : len(args) + 1] if args else []
-    given = dict(zip(names, args, strict=True)).get("past_key_values", kwargs.get("past_key_values"))
-    # In training nothing reads the cache: packing it would be work for nothing.
-    if not use_cache or given is not None or decoder.training or "past_key_values" in names:
-        return None
-    return args, {**kwargs, "past_key_values": InnerQCache(decoder.config, getattr(decoder, CACHE_CONFIG_ATTRIBUTE))}
 
 
 def _warn_about_nothing(model: PreTrainedModel) -> None:

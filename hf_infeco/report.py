@@ -76,6 +76,8 @@ class PatchReport:
         areas (`list[AreaReport]`): outcomes, in the order of the methods.
         kv_bytes_per_token_before, kv_bytes_per_token_after (`float`): bytes that one more token adds to the cache of
             one sequence, over all layers that grow; windows of constant size are not counted.
+        num_tokens (`int`, *optional*), kv_bytes_before, kv_bytes_after (`float`, *optional*): a length that was asked
+            for, and all bytes that the cache of one sequence of that length holds, exact windows included.
         s2o (`S2OReport`, *optional*): density so far, summed over layers; only on a patched model.
         versions (`dict`): of hf_infeco, transformers and torch.
     """
@@ -84,6 +86,9 @@ class PatchReport:
     areas: list[AreaReport]
     kv_bytes_per_token_before: float
     kv_bytes_per_token_after: float
+    num_tokens: int | None = None
+    kv_bytes_before: float | None = None
+    kv_bytes_after: float | None = None
     s2o: S2OReport | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -113,6 +118,11 @@ class PatchReport:
         before, after = self.kv_bytes_per_token_before, self.kv_bytes_per_token_after
         kv = f"KV cache: {before:,.0f} bytes per token before, {after:,.0f} after"
         kv += f" ({after / before:.2f}x)" if before else ""
+        if self.num_tokens is not None and self.kv_bytes_before and self.kv_bytes_after:
+            before, after = self.kv_bytes_before, self.kv_bytes_after
+            kv += (
+                f"; {self.num_tokens:,} tokens: {before:,.0f} bytes before, {after:,.0f} after ({after / before:.2f}x)"
+            )
         if self.s2o is not None and self.s2o.density is not None:
             kv += f"; prefill density so far {self.s2o.density:.2f}, missed mass {self.s2o.missed:.3f}"
         return "\n".join([f"{self.model} ({versions})", *lines, kv])

@@ -2,21 +2,16 @@
 What each method could do on each layer of a model, and why not: the table that `patch` acts on and `explain` shows.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from . import compat
-from .attention import PLAN_ATTRIBUTE, LayerPlan
-from .config import InfecoConfig
+from .attention import FEATURES, IMPLEMENTED_ARGUMENTS, NEUTRAL_ARGUMENTS
+from .attention_source import attention_code
 from .innerq.cache import unsupported_reason
-from .kernels.dispatch import choose
-from .report import AreaReport, LayerDensity, PatchReport, S2OReport, Status, layer_pattern
 
 
 @dataclass(frozen=True)
@@ -46,22 +41,24 @@ def survey(model: PreTrainedModel, refusal: str | None = None) -> Survey:
     cache_refusal = model_refusal or unsupported_reason(model.config)
     if compat.makes_its_own_cache(model):
         cache_refusal = cache_refusal or f"{type(model).__name__} makes a cache of its own"
-    attention_refusal = model_refusal or refusal or _attention_refusal(model, decoder, modules)
+    attention_refusal = model_refusal or refusal or _attention_refusal(model, decoder)
     refusals: dict[str, dict[int, str]] = {"s2o": {}, "innerq": {}}
-    for index, layer in enumerate(layers):
-        special = None if compat.is_full_attention_layer(layer) else _describe(layer)
-        if index not in modules:
-            special = special or "no attention module"
-        if reason := attention_refusal or special:
+    num_layers = max(len(layers), *(index + 1 for index in modules), 0) if modules else len(layers)
+    for index in range(num_layers):
+        layer = layers[index] if index < len(layers) else None
+        missing = None if index in modules else "no self-attention module"
+        window = _window(model.config, index, layer)
+        if reason := attention_refusal or missing or window:
             refusals["s2o"][index] = reason
-        if reason := cache_refusal or special:
+        special = None if compat.is_full_attention_layer(layer) else window or _describe(layer)
+        if reason := cache_refusal or special or missing:
             refusals["innerq"][index] = reason
     return Survey(
         attention_refusal,
-        [index for index in range(len(layers)) if index not in refusals["s2o"]],
-        [index for index in range(len(layers)) if index not in refusals["innerq"]],
+        [index for index in range(num_layers) if index not in refusals["s2o"]],
+        [index for index in range(num_layers) if index not in refusals["innerq"]],
         refusals,
-        len(layers),
+        num_layers,
     )
 
 
@@ -75,111 +72,35 @@ def _model_refusal(model: PreTrainedModel, modules: dict[int, nn.Module]) -> str
     return None
 
 
-def _attention_refusal(model: PreTrainedModel, decoder: nn.Module, modules: dict[int, nn.Module]) -> str | None:
-    """Why the model's attention cannot be replaced by ours."""
+def _attention_refusal(model: PreTrainedModel, decoder: nn.Module) -> str | None:
+    """Why the model's attention cannot be replaced by ours. Its modules share one setting: one of them is enough."""
     config = compat.text_config(model.config)
     if not compat.can_switch_attention(decoder):
         return f"{type(decoder).__name__} does not use transformers' attention interface"
     if getattr(config, "attn_logit_softcapping", None):
         return f"logit softcapping (attn_logit_softcapping={config.attn_logit_softcapping}) is not implemented"
-    if any(getattr(module, "sinks", None) is not None for module in modules.values()):
+    if any(getattr(module, "sinks", None) is not None for module in decoder.modules()):
         return "learned attention sinks are not implemented"
+    for module in {type(module): module for module in decoder.modules()}.values():
+        code, name = attention_code(module), type(module).__name__
+        if unknown := sorted(code.arguments - IMPLEMENTED_ARGUMENTS - NEUTRAL_ARGUMENTS - FEATURES.keys()):
+            return f"{name} hands its attention {', '.join(unknown)}, which hf_infeco does not know"
+        if code.treats_sdpa_apart or code.alters_mask:
+            return f"{name} makes masks of its own, for attention implementations that it knows by name"
     return None
 
 
+def _window(config: PreTrainedConfig, index: int, layer: Any) -> str | None:
+    """Why a layer does not attend to the whole context, whatever its cache; None if it does, or does not say."""
+    kind = compat.layer_type(config, index) or ""
+    window = getattr(layer, "sliding_window", None)
+    if window is None and not kind.startswith(("sliding", "chunked")):
+        return None
+    size = window or compat.window_of(config, index)
+    return f"attention within a window or chunk of {size} tokens" if size else "attention within a window"
+
+
 def _describe(layer: Any) -> str:
-    if window := getattr(layer, "sliding_window", None):
-        return f"attention within a window or chunk of {window} tokens"
-    if type(layer).__name__ == "DummyLayer":
+    if layer is None or type(layer).__name__ == "DummyLayer":
         return "no cache of its own"
     return f"special cache layer {type(layer).__name__}"
-
-
-# ---------------------------------------------------------------- reports
-
-
-def build_report(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> PatchReport:
-    """The report of what `config` gives on this model. Reads densities off a patched model's plans."""
-    before, after = _kv_bytes_per_token(model, config, found)
-    names = ("hf_infeco", "transformers", "torch")
-    return PatchReport(
-        model=type(model).__name__,
-        areas=[*_s2o_lines(model, config, found), *_innerq_lines(model, config, found)],
-        kv_bytes_per_token_before=before,
-        kv_bytes_per_token_after=after,
-        s2o=_density(model) if config.s2o is not None else None,
-        versions={name: version(name) for name in names},
-    )
-
-
-def _s2o_lines(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> list[AreaReport]:
-    if config.s2o is None:
-        return [_off("s2o", found)]
-    crossover = config.s2o.crossover
-    where = "where it is measured to be faster" if crossover == "auto" else f"from {crossover} tokens on"
-    detail = f"sparse prefill {where}, tau={config.s2o.tau:g}; dense below"
-    return _lines("s2o", "enabled", found.sparse_layers, detail, found, _backend("s2o_prefill", model))
-
-
-def _innerq_lines(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> list[AreaReport]:
-    if config.innerq is None:
-        return [_off("innerq", found)]
-    bits = f"{config.innerq.bits_per_number:g} bits per number"
-    if found.attention_refusal:
-        # Storage works under any attention; only the gain in speed needs ours.
-        detail = f"{bits}, dequantized at each step because {found.attention_refusal}"
-        return _lines("innerq", "fallback", found.packed_layers, detail, found, _backend("innerq_dequantize", model))
-    detail = f"{bits}, attended packed"
-    return _lines("innerq", "enabled", found.packed_layers, detail, found, _backend("innerq_decode", model))
-
-
-def _backend(operation: str, model: PreTrainedModel) -> str:
-    """What runs on the model's device; a skeleton without weights is taken to go where the weights would."""
-    device = model.device
-    if device.type == "meta":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return choose(operation, device).backend
-
-
-def _lines(area: str, status: Status, layers: list[int], detail: str, found: Survey, backend: str) -> list[AreaReport]:
-    """One line for the layers where a method is at work, if any, and one for each reason against the rest."""
-    at_work = [AreaReport(area, status, layer_pattern(layers), detail, backend)] if layers else []
-    by_reason = defaultdict(list)
-    for index, reason in found.refusals[area].items():
-        by_reason[reason].append(index)
-    refused = [AreaReport(area, "unsupported", layer_pattern(at), reason) for reason, at in by_reason.items()]
-    return at_work + refused
-
-
-def _off(area: str, found: Survey) -> AreaReport:
-    return AreaReport(area, "off", layer_pattern(list(range(found.num_layers))), "switched off in the config")
-
-
-def _kv_bytes_per_token(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> tuple[float, float]:
-    text = compat.text_config(model.config)
-    modules = compat.attention_modules(compat.decoder_of(model))
-    layers = enumerate(compat.default_layers(model.config))
-    growing = [index for index, layer in layers if compat.is_full_attention_layer(layer) and index in modules]
-    if not growing:
-        return 0, 0
-    kv_heads, key_dim, value_dim = compat.key_value_dims(text, modules[growing[0]])
-    numbers = kv_heads * (key_dim + value_dim)
-    plain = numbers * model.dtype.itemsize
-    packed = plain if config.innerq is None else numbers * config.innerq.bits_per_number / 8
-    return plain * len(growing), sum(packed if index in found.packed_layers else plain for index in growing)
-
-
-def _density(model: PreTrainedModel) -> S2OReport:
-    modules = compat.attention_modules(compat.decoder_of(model))
-    plans: dict[int, LayerPlan] = {
-        index: vars(module)[PLAN_ATTRIBUTE] for index, module in modules.items() if PLAN_ATTRIBUTE in vars(module)
-    }
-    return S2OReport.of(
-        {
-            index: LayerDensity(
-                int(plan.stats.visited_pairs), plan.stats.causal_pairs, float(plan.stats.missed_mass), plan.stats.rows
-            )
-            for index, plan in plans.items()
-            if plan.s2o is not None
-        }
-    )

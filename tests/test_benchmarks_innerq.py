@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import DynamicCache, LlamaConfig
 
-from hf_infeco import InnerQCache
+from hf_infeco import CACHE_NAME, InnerQCache
 from hf_infeco.benchmarks.innerq import caches, gpu, kivi, quality, sizes, step
 from hf_infeco.benchmarks.measuring import MODEL
 from hf_infeco.innerq.layer import InnerQLayer
@@ -71,7 +71,7 @@ def test_a_filled_cache_is_what_a_prefill_leaves(reader):
     ids = reader.text[:500]
     cache = InnerQCache(reader.packed.config)
     with torch.no_grad():
-        reader.packed(ids[None], past_key_values=cache)
+        reader.packed(ids[None], **{CACHE_NAME: cache})
     filled = caches.filled(caches.MAIN["base"], reader.packed.config, reader.prefill(ids))
     for one, other in zip(filled.layers, cache.layers, strict=True):
         torch.testing.assert_close(one.keys, other.keys, rtol=0.05, atol=0.05)  # two ways to attend in bfloat16

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from hf_infeco import CACHE_NAME
+
 from ..measuring import median_seconds
 from .caches import MAIN, filled
 from .quality import Reader
@@ -20,7 +22,7 @@ def measure_decoding(reader: Reader, seq_len: int = 16384, steps: int = STEPS) -
     token = reader.text[seq_len : seq_len + 1][None].to(reader.dense.device)
 
     def step(name: str, cache) -> Callable:
-        return lambda: models[name](token, past_key_values=cache, use_cache=True)
+        return lambda: models[name](token, **{CACHE_NAME: cache}, use_cache=True)
 
     runs = {name: step(name, filled(make, reader.dense.config, exact)) for name, make in MAIN.items()}
     for run in runs.values():

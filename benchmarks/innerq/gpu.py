@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, Cache, LlamaConfig
 
 import hf_infeco
+from hf_infeco import CACHE_NAME
 from hf_infeco.innerq.layer import InnerQLayer
 
 from ..measuring import LLAMA_8B, median_seconds, results_folder, where
@@ -111,7 +112,7 @@ def measure_model(config: LlamaConfig, lengths: tuple[int, ...], device: torch.d
             token = torch.zeros(1, 1, dtype=torch.long, device=device)
 
             def step(token=token, cache=cache):
-                return model(token, past_key_values=cache, use_cache=True)
+                return model(token, **{CACHE_NAME: cache}, use_cache=True)
 
             step()
             seconds = median_seconds(device, {"step": step}, STEPS)["step"]

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, DynamicCache, PreTrainedModel
 
 import hf_infeco
+from hf_infeco import CACHE_NAME
 from hf_infeco.training.testbed.evaluate import Accuracy, ask
 from hf_infeco.training.testbed.needles import question_ids, sample_document
 from hf_infeco.training.testbed.text import encode_text, held_out_text
@@ -45,7 +46,7 @@ class Reader:
     def prefill(self, ids: torch.Tensor) -> list[Pair]:
         """The exact keys and values of `ids [N]`, one pair per layer."""
         cache = DynamicCache(config=self.dense.config)
-        self.dense(ids[None].to(self.dense.device), past_key_values=cache, logits_to_keep=1)
+        self.dense(ids[None].to(self.dense.device), **{CACHE_NAME: cache}, logits_to_keep=1)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
 
@@ -126,7 +127,7 @@ def _feed(model: PreTrainedModel, cache: Cache, ids: torch.Tensor, positions: to
     document = torch.ones(len(ids), cache.get_seq_length() + len(ids) - own.shape[1], dtype=torch.bool)
     mask = torch.cat([document, own], 1)[None, None].to(model.device)
     ids, positions = (each[None].to(model.device) for each in (ids, positions))
-    out = model(ids, position_ids=positions, attention_mask=mask, past_key_values=cache)
+    out = model(ids, position_ids=positions, attention_mask=mask, **{CACHE_NAME: cache})
     return out.logits[0].argmax(-1).cpu()
 
 
@@ -177,7 +178,7 @@ def _losses(reader: Reader, seq_len: int, start: int, makers: dict) -> dict[str,
 
 def _score(model: PreTrainedModel, cache, piece: torch.Tensor) -> float:
     """Feeds all but the last of `piece [n + 1]` to the model and scores all but the first."""
-    logits = model(piece[None, :-1], past_key_values=cache).logits[0].float()
+    logits = model(piece[None, :-1], **{CACHE_NAME: cache}).logits[0].float()
     return float(torch.nn.functional.cross_entropy(logits, piece[1:], reduction="sum"))
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_infeco
+from hf_infeco import CACHE_NAME
 
 from ..measuring import results_folder, timed, where
 from .catalogues import BATCH, LENGTH, PROMPT, TOKENS, catalogue, row_sets
@@ -61,11 +62,11 @@ def model_milliseconds(device: torch.device, shape: dict) -> float:
     with torch.device(device):
         model = LlamaForCausalLM(LlamaConfig(**shape)).to(torch.bfloat16).eval()
         ids = torch.ones(BATCH * BEAMS, PROMPT, dtype=torch.int64)
-    cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+    cache = model(ids, use_cache=True, logits_to_keep=1)[CACHE_NAME]
 
     def run() -> None:
         for _ in range(LENGTH):
-            model(ids[:, :1], past_key_values=cache, use_cache=True)
+            model(ids[:, :1], **{CACHE_NAME: cache}, use_cache=True)
 
     run()
     return round(1000 * timed(device, run)[0] / LENGTH, 3)

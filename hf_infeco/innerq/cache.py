@@ -18,9 +18,10 @@ class InnerQCache(Cache):
     """
     A KV cache in about 3 bits per number (InnerQ, arXiv 2602.23200).
 
-    Pass it as `past_key_values` to a model's forward or to `generate`; a patched model makes one by itself. On a
-    patched model decoding attends on the packed data; on any other the cache is dequantized, layer by layer, at each
-    call. Sliding-window, linear and other special layers stay as transformers builds them.
+    Pass it as `cache` (`past_key_values` before transformers 5.24) to a model's forward or to `generate`; a patched
+    model makes one by itself. On a patched model decoding attends on the packed data; on any other the cache is
+    dequantized, layer by layer, at each call. Sliding-window, linear and other special layers stay as transformers
+    builds them.
 
     Args:
         config (`PreTrainedConfig`): the model's config.

@@ -71,3 +71,7 @@ class InnerQConfig(MethodConfig, method="innerq"):
         key = self.key_bits + 16 / GROUP
         value = self.value_bits + 16 / GROUP * (2 if self.hybrid_values else 1)
         return (key + value) / 2
+
+    def packed_tokens(self, num_tokens: int) -> int:
+        """How many of a sequence's tokens are packed; the others are in the exact windows."""
+        return max(0, num_tokens - self.sink - self.recent) // GROUP * GROUP

@@ -92,7 +92,7 @@ class InnerQLayer(HandleLayer):
         view = InnerQView(self._sink, self._store.view(), self._recent, self._store.num_tokens)
         if torch.is_grad_enabled() and self._recent[0].requires_grad:
             return view.tensors()  # a handle carries no gradient
-        return view.key, view.value
+        return view.handles()
 
     def _flush(self) -> None:
         key, value = self._recent

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel
 
+from .. import compat
+
 
 class Forward:
     """
@@ -60,13 +62,13 @@ class Forward:
         if (cache := self._cache) is None:
             return
         if hasattr(self.model, "_reorder_cache"):
-            self.model_kwargs["past_key_values"] = self.model._reorder_cache(cache, rows)
+            self.model_kwargs[compat.CACHE_NAME] = self.model._reorder_cache(cache, rows)
         else:
             cache.reorder_cache(rows)
 
     @property
     def _cache(self) -> Any:
-        return self.model_kwargs.get("past_key_values") if self.model_kwargs["use_cache"] else None
+        return self.model_kwargs.get(compat.CACHE_NAME) if self.model_kwargs["use_cache"] else None
 
     def _logits(self, outputs: Any, tokens: torch.Tensor | None) -> torch.Tensor:
         self.model_kwargs = self.model._update_model_kwargs_for_generation(

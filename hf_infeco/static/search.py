@@ -72,7 +72,7 @@ def constrained_beam_search(
             or the tokens that occur at this level of the index ("level"), for which the head computes no others.
         eos_token_id (`int`, *optional*): scored behind every sequence. Without it a sequence ends for free, and of two
             of which one begins with the other, the shorter always ranks higher.
-        generate_kwargs: passed on to `generate`, such as `past_key_values`. Sampling, penalties and other logits
+        generate_kwargs: passed on to `generate`, such as a cache. Sampling, penalties and other logits
             processors do not apply and raise an error.
     """
     inputs = {"input_ids": inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)

@@ -3,6 +3,8 @@
 import torch
 from transformers import PreTrainedModel
 
+from hf_infeco import CACHE_NAME
+
 from .families import PAD, VOCAB, prompt
 
 Result = tuple[torch.Tensor, torch.Tensor]
@@ -49,7 +51,7 @@ def two_turns(model):
     """A second question on the cache that the first answer left."""
     first = model.generate(prompt(1, 50), max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
     ids = torch.cat([first.sequences, prompt(1, 9, seed=3)], dim=1)
-    return run(model, ids, past_key_values=first.past_key_values)
+    return run(model, ids, **{CACHE_NAME: first[CACHE_NAME]})
 
 
 def prompt_lookup(model):
@@ -74,7 +76,7 @@ def bare_forward(model):
     ids = prompt(2, 66)
     with torch.no_grad():
         first = model(ids[:, :61], use_cache=True)
-        second = model(ids[:, 61:], past_key_values=first.past_key_values, use_cache=True)
+        second = model(ids[:, 61:], **{CACHE_NAME: first[CACHE_NAME]}, use_cache=True)
     return ids, torch.cat([first.logits, second.logits], dim=1)
 
 

@@ -5,6 +5,7 @@ import torch
 from transformers import CompileConfig, StaticCache
 
 import hf_infeco
+from hf_infeco import CACHE_NAME
 
 from .behaviours import pad_left, run
 from .families import DEVICE, build, prompt
@@ -22,7 +23,7 @@ def _compile_anew():
 def own_cache(model):
     """The cache that the forward makes, and a second call that goes on with it."""
     first = model(prompt(2, LENGTH), use_cache=True)
-    second = model(prompt(2, 25, seed=2), past_key_values=first.past_key_values)
+    second = model(prompt(2, 25, seed=2), **{CACHE_NAME: first[CACHE_NAME]})
     return torch.cat([first.logits, second.logits], dim=1)
 
 
@@ -30,14 +31,14 @@ def static_cache(model):
     """Longer than what is in it: two chunks, then single tokens."""
     cache = StaticCache(config=model.config, max_cache_len=LENGTH + 20)
     chunks = prompt(1, LENGTH + 5).split([40, 20, 1, 1, 1, 1, 1], dim=1)
-    return torch.cat([model(chunk, past_key_values=cache).logits for chunk in chunks], dim=1)
+    return torch.cat([model(chunk, **{CACHE_NAME: cache}).logits for chunk in chunks], dim=1)
 
 
 def full_static_cache(model):
     """As long as its two chunks are together."""
     cache = StaticCache(config=model.config, max_cache_len=LENGTH)
     chunks = prompt(1, LENGTH).split([40, 20], dim=1)
-    return torch.cat([model(chunk, past_key_values=cache).logits for chunk in chunks], dim=1)
+    return torch.cat([model(chunk, **{CACHE_NAME: cache}).logits for chunk in chunks], dim=1)
 
 
 def left_padding(model):

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 
 import hf_infeco
-from hf_infeco import InnerQCache, compat
+from hf_infeco import CACHE_NAME, InnerQCache, compat
 from hf_infeco.kernels.innerq import reference
 
 from .behaviours import BEHAVIOURS, bare_forward, pad_left, run
@@ -40,7 +40,7 @@ def test_attending_packed_equals_dequantizing_first(family, behaviour, monkeypat
 
     class WithCache:
         def generate(self, ids, **kwargs):
-            kwargs.setdefault("past_key_values", InnerQCache(model.config, config))
+            kwargs.setdefault(CACHE_NAME, InnerQCache(model.config, config))
             return model.generate(ids, **kwargs)
 
     expected = BEHAVIOURS[behaviour](WithCache())
@@ -100,9 +100,9 @@ def test_measured_bytes_of_the_cache(setting, limit):
     model = build("llama").to(torch.bfloat16)
     ids = prompt(1, 2000)
     kwargs = dict(max_new_tokens=2, return_dict_in_generate=True, do_sample=False)
-    dense = hf_infeco.cache_nbytes(model.generate(ids, **kwargs).past_key_values)
+    dense = hf_infeco.cache_nbytes(model.generate(ids, **kwargs)[CACHE_NAME])
     with hf_infeco.patched(model, LOSSY[setting]):
-        packed = model.generate(ids, **kwargs).past_key_values
+        packed = model.generate(ids, **kwargs)[CACHE_NAME]
     assert dense == 2 * 2 * 2 * 32 * 2001 * 2  # layers, keys and values, KV heads, head_dim, tokens, bytes
     assert packed.nbytes <= limit * dense
 
@@ -110,8 +110,8 @@ def test_measured_bytes_of_the_cache(setting, limit):
 def test_a_cache_of_the_users_is_respected():
     model = hf_infeco.patch(build("llama"))
     cache = DynamicCache(config=model.config)
-    out = model.generate(prompt(1, 20), past_key_values=cache, max_new_tokens=3, return_dict_in_generate=True)
-    assert out.past_key_values is cache
+    out = model.generate(prompt(1, 20), **{CACHE_NAME: cache}, max_new_tokens=3, return_dict_in_generate=True)
+    assert out[CACHE_NAME] is cache
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_an_explicit_cache_implementation_is_respected(implementation, expected)
     model = hf_infeco.patch(build("llama"))
     kwargs = dict(max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
     out = model.generate(prompt(1, 20), cache_implementation=implementation, **kwargs)
-    assert type(out.past_key_values).__name__ == expected
+    assert type(out[CACHE_NAME]).__name__ == expected
     hf_infeco.unpatch(model)
     assert torch.equal(out.sequences, model.generate(prompt(1, 20), **kwargs).sequences)
 

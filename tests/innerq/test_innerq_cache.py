@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig
 
 import hf_infeco
-from hf_infeco import InnerQCache, InnerQConfig, cache_nbytes, compat
+from hf_infeco import CACHE_NAME, InnerQCache, InnerQConfig, cache_nbytes, compat
 from hf_infeco.innerq.layer import InnerQLayer
 from hf_infeco.kernels.innerq.reference import GROUP
 from hf_infeco.kv import KVHandle
@@ -296,7 +296,7 @@ def test_a_compiled_model_computes_the_same(patched):
     def run(forward) -> torch.Tensor:
         cache = InnerQCache(config, CONFIG)
         pieces = [ids[:, :80], *ids[:, 80:].split(1, dim=1)]
-        return torch.cat([forward(piece, past_key_values=cache).logits for piece in pieces], 1)
+        return torch.cat([forward(piece, **{CACHE_NAME: cache}).logits for piece in pieces], 1)
 
     try:
         with torch.no_grad():

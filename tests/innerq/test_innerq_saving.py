@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import DynamicCache, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 import hf_infeco
-from hf_infeco import InnerQCache, InnerQConfig
+from hf_infeco import CACHE_NAME, InnerQCache, InnerQConfig
 from hf_infeco.innerq import saving
 
 SETTINGS = InnerQConfig(sink=4, recent=40, value_bits=2, hybrid_values=True)
@@ -51,12 +51,12 @@ def test_generation_goes_on_with_the_same_tokens(path, patched):
     batch[1, :9] = 0
     cache = InnerQCache(CONFIG, SETTINGS)
     with torch.no_grad():
-        model(prompt[:, :-1], attention_mask=batch[:, :-1], past_key_values=cache)
+        model(prompt[:, :-1], attention_mask=batch[:, :-1], **{CACHE_NAME: cache})
     cache.save(path)
     settings = dict(attention_mask=batch, max_new_tokens=50, do_sample=False, pad_token_id=0)
     loaded = InnerQCache.load(path, CONFIG)
-    expected = model.generate(prompt, past_key_values=cache, **settings)
-    assert torch.equal(model.generate(prompt, past_key_values=loaded, **settings), expected)
+    expected = model.generate(prompt, **{CACHE_NAME: cache}, **settings)
+    assert torch.equal(model.generate(prompt, **{CACHE_NAME: loaded}, **settings), expected)
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 60, 300])

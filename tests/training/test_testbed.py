@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaForCausalLM
 
+from hf_infeco import CACHE_NAME
 from hf_infeco.training.testbed import evaluate, needles, rows, text
 from hf_infeco.training.testbed.lookup_heads import wire_lookup_heads
 from hf_infeco.training.testbed.train_recall import Stage, Trainer, recall_config, save
@@ -104,7 +105,7 @@ def test_questions_leave_the_document_cache_as_it_was(model, tokenizer, text_ids
     sample = document(tokenizer, text_ids, seed=2)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(sample.document[None], past_key_values=cache)
+        model(sample.document[None], **{CACHE_NAME: cache})
     once = evaluate.ask(model, tokenizer, cache, sample.keys)
     assert cache.get_seq_length() == 300
     assert torch.equal(once, evaluate.ask(model, tokenizer, cache, sample.keys))

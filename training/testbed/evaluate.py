@@ -20,6 +20,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import Cache
 
+from hf_infeco import CACHE_NAME
+
 from .needles import question_ids, sample_document
 from .text import encode_text, held_out_text
 
@@ -92,7 +94,7 @@ def recall_accuracy(
     for _ in tqdm(range(documents), desc=f"recall at {seq_len}", unit="document", disable=not progress):
         needles = sample_document(tokenizer, text_ids, seq_len, num_needles, generator)
         cache = _fresh_cache(model, cache_factory)
-        model(needles.document[None].to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(needles.document[None].to(model.device), **{CACHE_NAME: cache}, use_cache=True, logits_to_keep=1)
         asked = torch.randperm(num_needles, generator=generator)[:questions_per_document]
         for chosen in asked.split(QUESTIONS_AT_ONCE):
             answers = ask(model, tokenizer, cache, needles.keys[chosen])
@@ -106,8 +108,8 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, cache: Cache
     fork = copy.deepcopy(cache)
     fork.batch_repeat_interleave(len(keys))
     questions = torch.stack([question_ids(tokenizer, int(key)) for key in keys]).to(model.device)
-    first = model(questions, past_key_values=fork, use_cache=True).logits[:, -1:].argmax(dim=-1)
-    second = model(first, past_key_values=fork, use_cache=True).logits[:, -1:].argmax(dim=-1)
+    first = model(questions, **{CACHE_NAME: fork}, use_cache=True).logits[:, -1:].argmax(dim=-1)
+    second = model(first, **{CACHE_NAME: fork}, use_cache=True).logits[:, -1:].argmax(dim=-1)
     return torch.cat([first, second], dim=1).cpu()
 
 
@@ -153,7 +155,7 @@ def _window_loss(model: PreTrainedModel, window: Tensor, chunk: int, cache: Cach
     for begin in range(0, window.shape[1] - 1, chunk):
         piece = window[:, begin : begin + chunk]
         targets = window[0, begin + 1 : begin + 1 + piece.shape[1]]
-        logits = model(piece, past_key_values=cache, use_cache=cache is not None).logits[0, : len(targets)]
+        logits = model(piece, **{CACHE_NAME: cache}, use_cache=cache is not None).logits[0, : len(targets)]
         total += float(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum"))
     return total
 

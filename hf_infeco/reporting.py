@@ -1,0 +1,181 @@
+"""The report of a model: what its survey promises, and where it has run, what it really did."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from . import compat
+from .attention import PLAN_ATTRIBUTE, LayerPlan
+from .attention_source import attention_code
+from .caching import last_cache
+from .config import METHODS, InfecoConfig
+from .innerq.cache import InnerQCache
+from .kernels.dispatch import choose
+from .report import AreaReport, LayerDensity, PatchReport, S2OReport, Status, layer_pattern
+from .survey import Survey
+
+
+def build_report(
+    model: PreTrainedModel, config: InfecoConfig, found: Survey, num_tokens: int | None = None
+) -> PatchReport:
+    """
+    The report of what `config` gives on this model. What a patched model has done so far is read off its plans.
+
+    Raises:
+        ValueError: for a number of tokens below 1.
+    """
+    if num_tokens is not None and num_tokens < 1:
+        raise ValueError(f"num_tokens={num_tokens} is no length of a sequence: pass 1 or more, or None.")
+    sizes = _Sizes(model, config, found)
+    return PatchReport(
+        model=type(model).__name__,
+        areas=[*_s2o_lines(model, config, found), *_innerq_lines(model, config, found)],
+        kv_bytes_per_token_before=sizes.per_token(packed=False),
+        kv_bytes_per_token_after=sizes.per_token(packed=True),
+        num_tokens=num_tokens,
+        kv_bytes_before=num_tokens and sizes.at(num_tokens, packed=False),
+        kv_bytes_after=num_tokens and sizes.at(num_tokens, packed=True),
+        s2o=_density(model) if config.s2o is not None else None,
+        versions=_versions(),
+    )
+
+
+def refused_report(config: PreTrainedConfig, reason: str) -> PatchReport:
+    """The report on a config of which there is no model to look at."""
+    areas = [AreaReport(area, "unsupported", "-", reason) for area in METHODS]
+    return PatchReport(type(config).__name__, areas, 0, 0, versions=_versions())
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("hf_infeco", "transformers", "torch")}
+
+
+# ---------------------------------------------------------------- lines
+
+
+def _s2o_lines(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> list[AreaReport]:
+    if config.s2o is None:
+        return [_off("s2o", found)]
+    crossover = config.s2o.crossover
+    where = "where it is measured to be faster" if crossover == "auto" else f"from {crossover} tokens on"
+    detail = f"sparse prefill {where}, tau={config.s2o.tau:g}; dense below"
+    backend = _backend("s2o_prefill", model)
+    return _lines("s2o", found, lambda index: ("enabled", detail, backend))
+
+
+def _innerq_lines(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> list[AreaReport]:
+    if config.innerq is None:
+        return [_off("innerq", found)]
+    bits = f"{config.innerq.bits_per_number:g} bits per number"
+    limit = compat.max_positions(model.config)
+    if limit is not None and config.innerq.packed_tokens(limit) == 0:
+        bits = f"exact, because its windows cover the {limit} tokens that the model takes"
+    plans, modules = _plans(model), compat.attention_modules(compat.decoder_of(model))
+    cache = last_cache(model)
+
+    def line(index: int) -> tuple[Status, str, str]:
+        if cache is not None and cache != InnerQCache.__name__:
+            return "fallback", f"the last forward ran on a {cache}, which is not packed", "torch"
+        # Storage works under any attention; only the gain in speed needs ours.
+        reason = found.attention_refusal
+        if attention_code(modules[index]).alters_cache:
+            reason = reason or f"{type(modules[index]).__name__} rearranges what the cache returns"
+        plan = plans.get(index)
+        if plan is not None and plan.unpacked_calls and not plan.packed_calls:
+            reason = reason or "its decode steps so far asked for more than a causal or padding mask"
+        if reason:
+            return (
+                "fallback",
+                f"{bits}, dequantized at each step because {reason}",
+                _backend("innerq_dequantize", model),
+            )
+        return "enabled", f"{bits}, attended packed", _backend("innerq_decode", model)
+
+    return _lines("innerq", found, line)
+
+
+def _backend(operation: str, model: PreTrainedModel) -> str:
+    """What runs on the model's device; a skeleton without weights is taken to go where the weights would."""
+    device = model.device
+    if device.type == "meta":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return choose(operation, device).backend
+
+
+def _lines(area: str, found: Survey, line: Callable[[int], tuple[Status, str, str]]) -> list[AreaReport]:
+    """One line for all layers of one outcome: `line(index)` where the method can work, its reason where it cannot."""
+    outcomes: dict[tuple, list[int]] = defaultdict(list)
+    for index in range(found.num_layers):
+        reason = found.refusals[area].get(index)
+        outcomes[line(index) if reason is None else ("unsupported", reason, None)].append(index)
+    at_work_first = sorted(outcomes.items(), key=lambda item: item[0][0] == "unsupported")
+    return [
+        AreaReport(area, status, layer_pattern(at), detail, backend) for (status, detail, backend), at in at_work_first
+    ]
+
+
+def _off(area: str, found: Survey) -> AreaReport:
+    return AreaReport(area, "off", layer_pattern(list(range(found.num_layers))), "switched off in the config")
+
+
+# ---------------------------------------------------------------- numbers
+
+
+class _Sizes:
+    """Bytes of the keys and values of one sequence, layer by layer, plain or packed."""
+
+    def __init__(self, model: PreTrainedModel, config: InfecoConfig, found: Survey):
+        self.innerq, self.packed_layers = config.innerq, found.packed_layers
+        self.limit = compat.max_positions(model.config)
+        modules = compat.attention_modules(compat.decoder_of(model))
+        layers = {i: layer for i, layer in enumerate(compat.default_layers(model.config)) if i in modules}
+        numbers = {i: _numbers_per_token(model.config, i, modules[i]) for i in layers}
+        self.item = model.dtype.itemsize
+        self.growing = {i: numbers[i] for i, layer in layers.items() if compat.is_full_attention_layer(layer)}
+        windows = {i: getattr(layer, "sliding_window", None) for i, layer in layers.items()}
+        self.sliding = {i: (numbers[i], window) for i, window in windows.items() if window}
+
+    def per_token(self, *, packed: bool) -> float:
+        """What one more token adds, beyond the windows; nothing is packed where they cover all that a model takes."""
+        never = self.innerq is None or (self.limit is not None and self.innerq.packed_tokens(self.limit) == 0)
+        return sum(
+            numbers * self.item if never or not packed or i not in self.packed_layers else self._packed(numbers)
+            for i, numbers in self.growing.items()
+        )
+
+    def at(self, num_tokens: int, *, packed: bool) -> float:
+        """All that a cache of `num_tokens` holds: layers that grow, and sliding windows."""
+        total = sum(numbers * min(num_tokens, window) * self.item for numbers, window in self.sliding.values())
+        for i, numbers in self.growing.items():
+            can_pack = packed and self.innerq is not None and i in self.packed_layers
+            count = self.innerq.packed_tokens(num_tokens) if can_pack else 0
+            total += (num_tokens - count) * numbers * self.item + (count * self._packed(numbers) if count else 0)
+        return total
+
+    def _packed(self, numbers: int) -> float:
+        return numbers * self.innerq.bits_per_number / 8
+
+
+def _numbers_per_token(config: PreTrainedConfig, index: int, module: torch.nn.Module) -> int:
+    kv_heads, key_dim, value_dim = compat.key_value_dims(config, index, module)
+    return kv_heads * (key_dim + value_dim)
+
+
+def _plans(model: PreTrainedModel) -> dict[int, LayerPlan]:
+    modules = compat.attention_modules(compat.decoder_of(model))
+    return {index: vars(module)[PLAN_ATTRIBUTE] for index, module in modules.items() if PLAN_ATTRIBUTE in vars(module)}
+
+
+def _density(model: PreTrainedModel) -> S2OReport:
+    return S2OReport.of(
+        {
+            index: LayerDensity(
+                int(plan.stats.visited_pairs), plan.stats.causal_pairs, float(plan.stats.missed_mass), plan.stats.rows
+            )
+            for index, plan in _plans(model).items()
+            if plan.s2o is not None
+        }
+    )
