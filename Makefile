@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-COMPAT_VERSIONS ?= 5.4.0 5.17.0 5.23.0
+COMPAT_VERSIONS ?= 5.4.0 5.17.0 5.23.0 5.24.0
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 # One process per core, each with one thread: the models of the tests are too small to share among threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n $(WORKERS)
@@ -17,10 +17,10 @@ export HF_DATASETS_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench gpu compat docs clean
+.PHONY: help setup demo test lint bench gpu compat compat-newest docs clean
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(READY) ## create .venv and install hf_infeco with what its tests need (the other commands do this too)
 
@@ -76,6 +76,12 @@ compat: $(COMPAT_VERSIONS:%=compat-%) ## the contract suite on each transformers
 .compat/%/transformers/__init__.py: | $(READY)
 	@echo "compat: installing transformers $* into .compat/$*, once"
 	@$(BIN)/python -m pip install -q --upgrade --target .compat/$* transformers==$* "$$(grep '^numpy==' constraints.txt)"
+
+# Releases come every week or two: run this as often.
+compat-newest: $(READY) ## the contract suite on the newest transformers of the registry, whether or not it is in COMPAT_VERSIONS
+	@newest=$$($(BIN)/python -m pip index versions transformers 2>/dev/null | sed -n 's/^transformers (\(.*\))$$/\1/p'); \
+		test -n "$$newest" || { echo "compat-newest: the registry did not answer"; exit 1; }; \
+		$(MAKE) --no-print-directory compat-$$newest
 
 compat-%: $(READY) .compat/%/transformers/__init__.py
 	@PYTHONPATH=$(CURDIR)/.compat/$* $(BIN)/python -P -c "import transformers; v = transformers.__version__; \

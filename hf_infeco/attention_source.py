@@ -44,19 +44,26 @@ def _read(kind: type[nn.Module]) -> AttentionCode:
     for base in kind.__mro__:
         if base.__module__.startswith("torch."):
             break
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):
-            continue
-        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-        if calls := [(function, call) for function in functions for call in _attention_calls(function)]:
+        methods = list(_methods(base))
+        if calls := [(method, call) for method in methods for call in _attention_calls(method)]:
             return AttentionCode(
                 frozenset(keyword.arg for _, call in calls for keyword in call.keywords if keyword.arg is not None),
-                any(_asks_for_sdpa(node) for node in ast.walk(tree)),
+                any(_asks_for_sdpa(node) for method in methods for node in ast.walk(method)),
                 any(_alters_cache(function, call) for function, call in calls),
                 any(_alters_mask(function, call) for function, call in calls),
             )
     return AttentionCode()
+
+
+def _methods(kind: type) -> Iterator[ast.FunctionDef]:
+    """The methods that a class defines itself. One by one: Python reads a whole file to find the source of a class."""
+    for function in vars(kind).values():
+        if inspect.isfunction(function):
+            try:
+                tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+            except (OSError, SyntaxError):  # typed into an interpreter, or made without source
+                continue
+            yield from (node for node in tree.body if isinstance(node, ast.FunctionDef))
 
 
 def _attention_calls(function: ast.FunctionDef) -> Iterator[ast.Call]:

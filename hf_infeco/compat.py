@@ -130,6 +130,20 @@ def slices_masks(config: PreTrainedConfig | None) -> bool:
     return bool(getattr(config, "num_kv_shared_layers", None))
 
 
+def config_value(config: PreTrainedConfig, name: str) -> Any:
+    """A field of the decoder's config, None where it has none; a list where the field differs by layer."""
+    config = text_config(config)
+    if name in (getattr(config, "per_layer_attributes", None) or ()):
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
+    return getattr(config, name, None)
+
+
+def caches_latents(config: PreTrainedConfig) -> bool:
+    """Whether a layer has multi-head latent attention, which caches what it compresses by itself."""
+    rank = config_value(config, "kv_lora_rank")
+    return any(rank) if isinstance(rank, list) else bool(rank)
+
+
 def layer_type(config: PreTrainedConfig, index: int) -> str | None:
     """Such as "full_attention" or "sliding_attention"; None where the config does not tell layers apart."""
     types = getattr(text_config(config), "layer_types", None)

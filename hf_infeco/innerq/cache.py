@@ -107,7 +107,7 @@ def unsupported_reason(config: PreTrainedConfig) -> str | None:
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder, whose cache also holds cross-attention"
     config = compat.text_config(config)
-    if getattr(config, "kv_lora_rank", None):
+    if compat.caches_latents(config):
         return "it has multi-head latent attention, which caches what it compresses by itself"
     if not any(map(compat.is_full_attention_layer, compat.default_layers(config))):
         return "none of its layers has a growing full-attention cache"

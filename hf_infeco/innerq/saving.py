@@ -31,8 +31,7 @@ MODEL_FIELDS = (
 
 def fingerprint(config: Any) -> dict[str, Any]:
     """What a saved cache knows of its model, ready for JSON."""
-    config = compat.text_config(config)
-    values = {name: getattr(config, name, None) for name in MODEL_FIELDS}
+    values = {name: compat.config_value(config, name) for name in MODEL_FIELDS}
     return json.loads(json.dumps(values, default=str))
 
 
