@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, DynamicCache
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -15,7 +15,7 @@ import hf_infeco
 from hf_infeco import CACHE_NAME, InnerQCache, InnerQConfig
 from hf_infeco.kv import KVView
 
-from .behaviours import greedy, left_padding, run, two_turns
+from .behaviours import greedy, left_padding, two_turns
 from .families import UNUSUAL, build, prompt
 from .settings import EXACT, lossy_innerq
 
