@@ -14,7 +14,8 @@ from .store import PackedStore
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys [B, Hkv, n, D] and values [B, Hkv, n, Dv]
 # Lengths and windows change at every step: torch.compile would trace each anew, and cannot trace a handle at all.
 NO_GRAPH = "InnerQ's storage and kernels are no graph"
-NOTHING: Pair = (torch.empty(0), torch.empty(0))  # what an empty layer holds
+EMPTY = torch.empty(0, dtype=torch.float32, device="cpu")
+NOTHING: Pair = (EMPTY, EMPTY)  # what an empty layer holds
 
 
 class InnerQView(KVView):

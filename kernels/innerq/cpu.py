@@ -373,7 +373,7 @@ def packed_attention(
         (0,) * packed.value.bits,
     )
     on_threads(_attend, args, pairs * packed.num_slots // MIN_TOKENS)
-    out = torch.empty(pairs, rows.shape[1], value_dim)
+    out = torch.empty(pairs, rows.shape[1], value_dim, dtype=torch.float32, device="cpu")
     _merge(tuple(parts), out.numpy())
     return out[:, :num_rows].reshape(batch, heads, q_len, value_dim).to(query.dtype)
 
@@ -405,7 +405,7 @@ def _masks(packed: PackedKV, key_mask: torch.Tensor | None, sinks: int, recent: 
         return None
     living = packed.num_slots if packed.alive is None else int(packed.alive.sum())
     if key_mask is None:
-        key_mask = torch.ones(batch, sinks + living + recent, dtype=torch.bool)
+        key_mask = torch.ones(batch, sinks + living + recent, dtype=torch.bool, device="cpu")
     slots = key_mask[:, sinks : sinks + living]
     if packed.alive is not None:
         spread = slots.new_zeros(batch, packed.num_slots)

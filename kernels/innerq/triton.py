@@ -500,7 +500,7 @@ def example_calls() -> None:
         (torch.bfloat16, 256, 8, 3, 3, False, False),
         (torch.bfloat16, 256, 64, 4, 2, True, True),
     ):
-        key, norm = empty(1, kv_heads, tokens, dim, dtype=dtype), empty(1, kv_heads, 1, dim)
+        key, norm = empty(1, kv_heads, tokens, dim, dtype=dtype), empty(1, kv_heads, 1, dim, dtype=torch.float32)
         packed = PackedKV(
             quantize_keys(key, key_bits, norm, norm), quantize_values(key, value_bits, hybrid), norm, norm
         )
