@@ -16,7 +16,7 @@ from .layer import InnerQLayer
 
 class InnerQCache(Cache):
     """
-    A KV cache in about 3 bits per number (InnerQ, arXiv 2602.23200).
+    A KV cache in 3 to 4.5 bits per number (InnerQ, arXiv 2602.23200).
 
     Pass it as `past_key_values` to a model's forward or to `generate`; a patched model makes one by itself. On a
     patched model decoding attends on the packed data; on any other the cache is dequantized, layer by layer, at each
@@ -25,7 +25,7 @@ class InnerQCache(Cache):
     Args:
         config (`PreTrainedConfig`): the model's config.
         innerq (`InnerQConfig`, *optional*): settings, or what `InnerQConfig.coerce` takes, such as "small"; the
-            default is `InnerQConfig.base()`.
+            default is `InnerQConfig()`.
         offloading, offload_only_non_sliding: as for `DynamicCache`.
 
     Raises:

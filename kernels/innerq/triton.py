@@ -492,12 +492,13 @@ def example_calls() -> None:
     tokens, kv_heads = 4096, 8
     empty = partial(torch.empty, device="meta")
     for dtype, dim, rows, key_bits, value_bits, hybrid, masked in (
+        (torch.bfloat16, 128, 4, 4, 3, False, False),
         (torch.bfloat16, 128, 4, 3, 3, False, False),
         (torch.bfloat16, 128, 8, 3, 2, True, True),
         (torch.float16, 128, 32, 4, 4, True, True),
         (torch.float16, 64, 8, 2, 2, False, False),
         (torch.bfloat16, 96, 24, 3, 3, False, True),
-        (torch.bfloat16, 256, 8, 3, 3, False, False),
+        (torch.bfloat16, 256, 8, 4, 3, False, False),
         (torch.bfloat16, 256, 64, 4, 2, True, True),
     ):
         key, norm = empty(1, kv_heads, tokens, dim, dtype=dtype), empty(1, kv_heads, 1, dim, dtype=torch.float32)
