@@ -222,25 +222,33 @@ def quantize_values(value: torch.Tensor, bits: int, hybrid: bool = False) -> Pac
     return quantize_groups(tiles, bits, hybrid)
 
 
-def channel_mean(key: torch.Tensor) -> torch.Tensor:
+def channel_mean(key: torch.Tensor, is_real: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Mean of each key channel over `key [B, Hkv, N, D]`, float32 `[B, Hkv, 1, D]`.
+    Mean of each key channel over `key [B, Hkv, N, D]`, or those tokens of it that `is_real [B, N]` tells from padding;
+    float32 `[B, Hkv, 1, D]`.
 
     A channel that hardly leaves its mean would spend the codes of its whole group on that mean. Taken off the stored
     keys, it comes back as one number per query, q . mean, on all their logits.
     """
-    return key.float().mean(2, keepdim=True)
+    if is_real is None:
+        return key.float().mean(2, keepdim=True)
+    is_real = is_real[:, None, :, None]
+    return key.float().where(is_real, 0).sum(2, keepdim=True) / is_real.sum(2, keepdim=True).clamp(min=1)
 
 
-def channel_norm(key: torch.Tensor, key_mean: torch.Tensor | None = None) -> torch.Tensor:
+def channel_norm(
+    key: torch.Tensor, key_mean: torch.Tensor | None = None, is_real: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     Norm of each key channel over `key [B, Hkv, N, D]`: n_c = sqrt(max over tokens of |k_c|), of k - `key_mean` where
-    that is given; float32 `[B, Hkv, 1, D]`.
+    that is given, and of the real tokens as in `channel_mean`; float32 `[B, Hkv, 1, D]`.
 
     Storing k / n and asking with q * n evens out the channels that share a scale. The clamp keeps a channel that was
     silent so far from dividing by zero.
     """
     key = key.float() if key_mean is None else key.float() - key_mean
+    if is_real is not None:
+        key = key.where(is_real[:, None, :, None], 0)
     return key.abs().amax(2, keepdim=True).sqrt().clamp(min=1e-3)
 
 
