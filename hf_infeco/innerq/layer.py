@@ -33,15 +33,24 @@ class InnerQView(KVView):
         return (key, value) if self.order is None else to_positions((key, value), self.order)
 
     @torch.compiler.disable(reason=NO_GRAPH)
-    def attend(self, query: torch.Tensor, scale: float, key_mask: torch.Tensor | None) -> torch.Tensor:
+    def attend(
+        self,
+        query: torch.Tensor,
+        scale: float,
+        key_mask: torch.Tensor | None,
+        sinks: torch.Tensor | None = None,
+        softcap: float | None = None,
+    ) -> torch.Tensor:
         """
         Attention of the newest tokens' `query [B, H, q_len, D]` on the packed data, causal among themselves.
-        `key_mask [B, num_tokens]` of bool hides padding. Returns `[B, H, q_len, Dv]`.
+        `key_mask [B, num_tokens]` of bool hides padding, `sinks [H]` are learned logits without a value, `softcap`
+        bounds the logits: see `reference.packed_attention`. Returns `[B, H, q_len, Dv]`.
         """
         if key_mask is not None and self.order is not None:
             key_mask = to_slots(key_mask, self.order)
         attend = choose("innerq_decode", query.device).module.packed_attention
-        return attend(query, self.packed, [self.sink, self.recent], scale=scale, key_mask=key_mask)
+        exact = [self.sink, self.recent]
+        return attend(query, self.packed, exact, scale=scale, key_mask=key_mask, sinks=sinks, softcap=softcap)
 
 
 class InnerQLayer(HandleLayer):
