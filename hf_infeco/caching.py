@@ -6,6 +6,7 @@ really was is noted at every forward, for the report.
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
@@ -56,7 +57,10 @@ def _new_cache(model: PreTrainedModel, default: Cache) -> InnerQCache:
 
 
 def _on_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Forward pre-hook: gives a bare `model(input_ids, use_cache=True)` our cache, where the user passed none."""
+    """
+    Forward pre-hook: gives a bare `model(input_ids, use_cache=True)` our cache, where the user passed none, and tells
+    the cache of padding, of which it would not hear otherwise.
+    """
     watch: CacheWatch = getattr(decoder, WATCH_ATTRIBUTE)
     names = compat.argument_names(type(decoder).forward)[1:]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -70,4 +74,7 @@ def _on_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tupl
         kwargs = {**kwargs, argument: cache}
     if cache is not None:
         watch.last = type(cache).__name__
+    if isinstance(cache, InnerQCache):
+        mask = given.get("attention_mask")
+        cache.set_left_padding(mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None)
     return args, kwargs

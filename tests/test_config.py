@@ -32,6 +32,7 @@ def test_a_wrong_value_is_refused_by_name(fields, message):
 
 
 def test_presets_store_the_bits_they_promise():
+    assert InnerQConfig().bits_per_number == 4.0
     assert InnerQConfig.base().bits_per_number == 3.5
     assert InnerQConfig.small().bits_per_number == 3.0
     assert InnerQConfig.hybrid().bits_per_number == 3.25
@@ -60,7 +61,7 @@ def test_methods_can_be_given_in_short():
 
 
 def test_unknown_keys_are_dropped_with_a_warning(warnings):
-    assert InnerQConfig.from_dict({"key_bits": 4, "colour": "red"}) == InnerQConfig(key_bits=4)
+    assert InnerQConfig.from_dict({"key_bits": 2, "colour": "red"}) == InnerQConfig(key_bits=2)
     assert "colour" in warnings.text and "InnerQConfig" in warnings.text
 
 

@@ -155,6 +155,34 @@ def test_files_stay_short(path):
     assert length <= limit, f"{relative(path)} has {length} lines, the limit is {limit}: one idea a file"
 
 
+# What torch takes from its defaults where a call does not name it. Whole numbers have one dtype, whatever the default.
+FLOATS = {"empty", "zeros", "ones", "full", "tensor", "rand", "randn", "linspace", "eye", "empty_strided"}
+FOLLOWING_DATA = {"arange", "as_tensor", "asarray", "randint", "randperm"}
+
+
+def unnamed_allocations(source: str) -> list[str]:
+    """Calls such as `torch.empty(3)` that leave the dtype or the device to torch's defaults, which are the user's."""
+    wanted = {name: {"dtype", "device"} for name in FLOATS} | {name: {"device"} for name in FOLLOWING_DATA}
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            module, _, name = ast.unparse(node.func).rpartition(".")
+            named = {keyword.arg for keyword in node.keywords}
+            if module == "torch" and wanted.get(name, set()) - named:
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("path", python_files("hf_infeco", "kernels"), ids=relative)
+def test_allocations_name_their_dtype_and_device(path):
+    assert not unnamed_allocations(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("call", ["torch.empty(3)", "torch.tensor(1.0, device=d)", "torch.zeros(2, dtype=t)"])
+def test_an_allocation_by_default_is_found(call):
+    assert unnamed_allocations(f"def f():\n    return g({call})")
+
+
 def text_files() -> list[Path]:
     suffixes = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".json", ".cfg"}
     named = [ROOT / "Makefile", ROOT / ".ci" / "run", ROOT / ".gitignore"]

@@ -1,6 +1,7 @@
 """What is compared, as transformers caches: dense, InnerQ with its settings and without each ingredient, KIVI."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
@@ -53,8 +54,8 @@ def half_steps(key: torch.Tensor, value: torch.Tensor) -> Pair:
     return key, dequantize_groups(packed).transpose(-1, -2).flatten(2, 3)
 
 
-def _innerq(**settings) -> Callable[[PreTrainedConfig], Cache]:
-    return lambda config: InnerQCache(config, InnerQConfig(**settings))
+def _innerq(settings: InnerQConfig, **changes) -> Callable[[PreTrainedConfig], Cache]:
+    return lambda config: InnerQCache(config, replace(settings, **changes))
 
 
 def _round_trip(lose: Callable, sink: int, recent: int) -> Callable[[PreTrainedConfig], Cache]:
@@ -66,20 +67,24 @@ def _round_trip(lose: Callable, sink: int, recent: int) -> Callable[[PreTrainedC
     return make
 
 
+SETTINGS = {
+    "default": InnerQConfig(),
+    "base": InnerQConfig.base(),
+    "small": InnerQConfig.small(),
+    "hybrid": InnerQConfig.hybrid(),
+}
 WINDOWS = {"sink": InnerQConfig().sink, "recent": InnerQConfig().recent}
 MAIN: dict[str, Callable[[PreTrainedConfig], Cache]] = {
     "dense": lambda config: DynamicCache(config=config),
-    "base": _innerq(),
-    "small": _innerq(value_bits=2),
-    "hybrid": _innerq(value_bits=2, hybrid_values=True),
+    **{name: _innerq(settings) for name, settings in SETTINGS.items()},
 }
 PEERS = {"KIVI-2": _round_trip(kivi, sink=0, recent=128)}  # its own windows: no sinks
 ABLATIONS = {
-    "base without windows": _innerq(sink=0, recent=0),
-    "base without normalization": _innerq(normalize_keys=False),
-    "base without centering": _innerq(center_keys=False),
-    "base without both": _innerq(normalize_keys=False, center_keys=False),
-    "small without centering": _innerq(value_bits=2, center_keys=False),
+    "base without windows": _innerq(InnerQConfig.base(), sink=0, recent=0),
+    "base without normalization": _innerq(InnerQConfig.base(), normalize_keys=False),
+    "base without centering": _innerq(InnerQConfig.base(), center_keys=False),
+    "base without both": _innerq(InnerQConfig.base(), normalize_keys=False, center_keys=False),
+    "small without centering": _innerq(InnerQConfig.small(), center_keys=False),
 }
 # What tells grouping from windows, and one form of 2-bit values from the other.
 FORMS = {
@@ -87,7 +92,7 @@ FORMS = {
     "exact keys, values in {-1.5, -0.5, 0.5, 1.5}": _round_trip(half_steps, **WINDOWS),
     "exact keys, values in {-1, 0, 1}": _round_trip(ternary_values, **WINDOWS),
 }
-BITS = {"dense": 16.0, "base": 3.5, "small": 3.0, "hybrid": 3.25, "KIVI-2": 3.0}
+BITS = {"dense": 16.0, "KIVI-2": 3.0} | {name: settings.bits_per_number for name, settings in SETTINGS.items()}
 
 
 def filled(make: Callable[[PreTrainedConfig], Cache], config: PreTrainedConfig, exact: list[Pair]) -> Cache:

@@ -20,9 +20,9 @@ from hf_infeco import CACHE_NAME
 from hf_infeco.innerq.layer import InnerQLayer
 
 from ..measuring import LLAMA_8B, median_seconds, results_folder, where
-from .caches import MAIN
+from .caches import MAIN, SETTINGS
 from .sizes import HEAD_DIM, KV_HEADS
-from .step import PACKED, SCALE
+from .step import SCALE
 
 STEP_CELLS = {1: (8192, 32768, 131072), 8: (8192, 32768), 32: (8192,)}  # batch: tokens
 MODEL_TOKENS = (32768, 65536, 131072)
@@ -64,7 +64,7 @@ def measure_step(cells: dict[int, tuple[int, ...]], device: torch.device) -> lis
         for seq_len in tqdm(lengths, desc=f"decode attention, batch {batch}", unit="length"):
             key, value = random_pair(batch, seq_len, device)
             query = torch.randn(batch, RATIO * KV_HEADS, 1, HEAD_DIM, dtype=key.dtype, device=device)
-            layers = {name: InnerQLayer(settings) for name, settings in PACKED.items()}
+            layers = {name: InnerQLayer(settings) for name, settings in SETTINGS.items()}
             for layer in layers.values():
                 layer.update(key, value)
             runs: dict[str, Callable] = {name: _attending(layer, query) for name, layer in layers.items()}

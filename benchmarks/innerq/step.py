@@ -18,7 +18,7 @@ from hf_infeco.innerq.layer import InnerQLayer
 
 from ..measuring import median_seconds
 from . import kivi
-from .caches import MAIN, WINDOWS, filled
+from .caches import MAIN, SETTINGS, WINDOWS, filled
 from .sizes import HEAD_DIM, KV_HEADS, config, nbytes, quantized_caches, tokens
 
 # (batch, tokens): ratios of query heads to KV heads
@@ -29,7 +29,6 @@ CELLS = {
     (8, 4096): (1, 4, 8),
     (8, 8192): (4,),
 }
-PACKED = {"base": InnerQConfig.base(), "small": InnerQConfig.small(), "hybrid": InnerQConfig.hybrid()}
 REPEATS = 7
 READ_BYTES = 2**29
 SCALE = HEAD_DIM**-0.5
@@ -43,7 +42,7 @@ def measure_step(cells: dict[tuple[int, int], tuple[int, ...]] = CELLS, repeats:
     entries = []
     for (batch, seq_len), ratios in tqdm(cells.items(), desc="decode attention", unit="length"):
         key, value = tokens(seq_len, batch=batch)
-        layers = {name: _filled_layer(settings, key, value) for name, settings in PACKED.items()}
+        layers = {name: _filled_layer(settings, key, value) for name, settings in SETTINGS.items()}
         windows, outer = _split(key, value)
         wide = key.float(), value.float()
         moved = {name: sum(tensor.nbytes for tensor in layer.state().values()) for name, layer in layers.items()}
@@ -70,7 +69,7 @@ def measure_step(cells: dict[tuple[int, int], tuple[int, ...]] = CELLS, repeats:
                 | {"over_bf16": seconds["bf16"] / seconds[name], "over_fp32": seconds["fp32"] / seconds[name]}
                 | {"over_kivi": seconds["KIVI-2"] / seconds[name]}
                 | {"of_bandwidth": moved[name] / seconds[name] / bandwidth}
-                for name in (*PACKED, "KIVI-2", "bf16", "fp32")
+                for name in (*SETTINGS, "KIVI-2", "bf16", "fp32")
             ]
     return entries
 
@@ -144,7 +143,7 @@ def measure_cached_step(seq_len: int = 8192, ratio: int = 4, repeats: int = REPE
             "tokens": seq_len,
             "seconds": seconds[name],
             "bytes": nbytes(caches[name]),
-            "over": {peer: seconds[peer] / seconds[name] for peer in seconds if peer not in PACKED},
+            "over": {peer: seconds[peer] / seconds[name] for peer in seconds if peer not in SETTINGS},
         }
         for name in caches
     ]

@@ -12,11 +12,12 @@ from ..kv import cache_nbytes
 from . import saving
 from .config import InnerQConfig
 from .layer import InnerQLayer
+from .padding import left_padding
 
 
 class InnerQCache(Cache):
     """
-    A KV cache in about 3 bits per number (InnerQ, arXiv 2602.23200).
+    A KV cache in 3 to 4.5 bits per number (InnerQ, arXiv 2602.23200).
 
     Pass it as `cache` (`past_key_values` before transformers 5.24) to a model's forward or to `generate`; a patched
     model makes one by itself. On a patched model decoding attends on the packed data; on any other the cache is
@@ -26,7 +27,7 @@ class InnerQCache(Cache):
     Args:
         config (`PreTrainedConfig`): the model's config.
         innerq (`InnerQConfig`, *optional*): settings, or what `InnerQConfig.coerce` takes, such as "small"; the
-            default is `InnerQConfig.base()`.
+            default is `InnerQConfig()`.
         offloading, offload_only_non_sliding: as for `DynamicCache`.
 
     Raises:
@@ -54,6 +55,29 @@ class InnerQCache(Cache):
     def nbytes(self) -> int:
         """Bytes of all memory the cache holds, spare room and windows included, read from the tensors' storages."""
         return cache_nbytes(self)
+
+    @torch.compiler.disable(reason="it looks at the rows' lengths")
+    def set_left_padding(self, attention_mask: torch.Tensor | None) -> None:
+        """
+        Tells the cache where the rows of a left-padded batch begin, so that sinks, means and norms are those of real
+        tokens. A patched model does it at each forward; with any other call it before the prompt.
+
+        What is padding when a row's first tokens are packed is stored as nothing: it cannot be shown later.
+
+        Args:
+            attention_mask (`torch.Tensor` `[B, tokens]`, *optional*): as a model takes it; None for no padding.
+        """
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError(
+                f"attention_mask has {attention_mask.ndim} dimensions, and left padding is read off the two of "
+                "[batch, tokens]."
+            )
+        waiting = [layer for layer in self.layers if isinstance(layer, InnerQLayer) and layer.waits_for_padding]
+        starts = None if attention_mask is None or not waiting else left_padding(attention_mask)
+        if starts is not None and not starts.any():
+            starts = None
+        for layer in waiting:
+            layer.set_left_padding(starts)
 
     def save(self, path: str | os.PathLike) -> None:
         """

@@ -9,19 +9,20 @@ from ..kernels.dispatch import choose
 from ..kernels.innerq.reference import GROUP, PackedKV, channel_mean, channel_norm
 from ..kv import HandleLayer, KVView, plain
 from .config import InnerQConfig
+from .padding import LeftPadding, Pair, to_positions, to_slots
 from .store import PackedStore
 
-Pair = tuple[torch.Tensor, torch.Tensor]  # keys [B, Hkv, n, D] and values [B, Hkv, n, Dv]
 # Lengths and windows change at every step: torch.compile would trace each anew, and cannot trace a handle at all.
 NO_GRAPH = "InnerQ's storage and kernels are no graph"
-NOTHING: Pair = (torch.empty(0), torch.empty(0))  # what an empty layer holds
+EMPTY = torch.empty(0, dtype=torch.float32, device="cpu")
+NOTHING: Pair = (EMPTY, EMPTY)  # what an empty layer holds
 
 
 class InnerQView(KVView):
-    """Packed tokens between two exact pieces: what one call attends to."""
+    """Packed tokens between two exact pieces: what one call attends to. `order` is that of `LeftPadding`."""
 
-    def __init__(self, sink: Pair, packed: PackedKV, recent: Pair, num_packed: int):
-        self.sink, self.packed, self.recent = sink, packed, recent
+    def __init__(self, sink: Pair, packed: PackedKV, recent: Pair, num_packed: int, order: torch.Tensor | None = None):
+        self.sink, self.packed, self.recent, self.order = sink, packed, recent, order
         super().__init__(sink[0].shape[2] + num_packed + recent[0].shape[2], *recent)
 
     @torch.compiler.disable(reason=NO_GRAPH)
@@ -29,16 +30,27 @@ class InnerQView(KVView):
         packed = choose("innerq_dequantize", self.recent[0].device).module.dequantize(self.packed)
         pieces = zip(self.sink, packed, self.recent, strict=True)
         key, value = (torch.cat([s, p.to(s.dtype), r], dim=2) for s, p, r in pieces)
-        return key, value
+        return (key, value) if self.order is None else to_positions((key, value), self.order)
 
     @torch.compiler.disable(reason=NO_GRAPH)
-    def attend(self, query: torch.Tensor, scale: float, key_mask: torch.Tensor | None) -> torch.Tensor:
+    def attend(
+        self,
+        query: torch.Tensor,
+        scale: float,
+        key_mask: torch.Tensor | None,
+        sinks: torch.Tensor | None = None,
+        softcap: float | None = None,
+    ) -> torch.Tensor:
         """
         Attention of the newest tokens' `query [B, H, q_len, D]` on the packed data, causal among themselves.
-        `key_mask [B, num_tokens]` of bool hides padding. Returns `[B, H, q_len, Dv]`.
+        `key_mask [B, num_tokens]` of bool hides padding, `sinks [H]` are learned logits without a value, `softcap`
+        bounds the logits: see `reference.packed_attention`. Returns `[B, H, q_len, Dv]`.
         """
+        if key_mask is not None and self.order is not None:
+            key_mask = to_slots(key_mask, self.order)
         attend = choose("innerq_decode", query.device).module.packed_attention
-        return attend(query, self.packed, [self.sink, self.recent], scale=scale, key_mask=key_mask)
+        exact = [self.sink, self.recent]
+        return attend(query, self.packed, exact, scale=scale, key_mask=key_mask, sinks=sinks, softcap=softcap)
 
 
 class InnerQLayer(HandleLayer):
@@ -62,6 +74,22 @@ class InnerQLayer(HandleLayer):
         self._sink = NOTHING  # set apart with the first flush
         self._store: PackedStore | None = None
         self._recent = NOTHING
+        self._padding: LeftPadding | None = None
+
+    @property
+    def waits_for_padding(self) -> bool:
+        """Whether `set_left_padding` still matters to a row."""
+        return self._store is None or (self._padding is not None and not self._padding.is_settled)
+
+    def set_left_padding(self, starts: torch.Tensor | None) -> None:
+        """
+        Where the rows' first real tokens are, int64 `[B]`; None where nothing is padded. Counts for rows of which no
+        token is packed.
+        """
+        if self._store is None:
+            self._padding = None if starts is None else LeftPadding(self.config.sink, starts)
+        elif self._padding is not None and starts is not None:
+            self._padding.update(starts)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -89,35 +117,55 @@ class InnerQLayer(HandleLayer):
     def _attended(self) -> Pair:
         if self._store is None:
             return self._recent
-        view = InnerQView(self._sink, self._store.view(), self._recent, self._store.num_tokens)
+        order = None if self._padding is None else self._padding.order
+        view = InnerQView(self._sink, self._store.view(), self._recent, self._store.num_tokens, order)
         if torch.is_grad_enabled() and self._recent[0].requires_grad:
             return view.tensors()  # a handle carries no gradient
         return view.handles()
 
     def _flush(self) -> None:
-        key, value = self._recent
         sinks = self.config.sink if self._store is None else 0
-        count = (key.shape[2] - sinks - self.config.recent) // GROUP * GROUP
+        count = (self._recent[0].shape[2] - sinks - self.config.recent) // GROUP * GROUP
         if count <= 0:
             return
-        flushed = slice(sinks, sinks + count)
         if self._store is None:
-            self._sink = _own((key[:, :, :sinks], value[:, :, :sinks]))
+            self._sink = _own(_slice(self._recent, 0, sinks))
+        rest, measured, real = _slice(self._recent, sinks, None), None, None
+        if self._padding is not None and not self._padding.is_settled:
+            rest, measured, real = self._settle(self._padding, rest, count)
         with torch.no_grad():  # codes carry no gradient; the exact tokens keep theirs
-            if self._store is None:
-                first = key[:, :, sinks:]
-                mean = channel_mean(first) if self.config.center_keys else None
-                norm = channel_norm(first, mean) if self.config.normalize_keys else None
-                self._store = PackedStore(norm, mean)
-            store, kernel = self._store, choose("innerq_quantize", key.device).module
+            is_first, store = self._store is None, self._store or PackedStore()
+            if is_first or measured is not None:
+                mean = channel_mean(rest[0], real) if self.config.center_keys else None
+                norm = channel_norm(rest[0], mean, real) if self.config.normalize_keys else None
+                store.set_channels(norm, mean, measured)
+            kernel = choose("innerq_quantize", rest[0].device).module
+            key, value = _slice(rest, 0, count)
             store.append(
-                kernel.quantize_keys(key[:, :, flushed], self.config.key_bits, store.key_norm, store.key_mean),
-                kernel.quantize_values(value[:, :, flushed], self.config.value_bits, self.config.hybrid_values),
+                kernel.quantize_keys(key, self.config.key_bits, store.key_norm, store.key_mean),
+                kernel.quantize_values(value, self.config.value_bits, self.config.hybrid_values),
             )
-        self._recent = _own((key[:, :, flushed.stop :], value[:, :, flushed.stop :]))
+        self._store, self._recent = store, _own(_slice(rest, count, None))
+
+    def _settle(self, padding: LeftPadding, rest: Pair, count: int) -> tuple[Pair, torch.Tensor, torch.Tensor]:
+        """
+        Gives rows their sinks before `count` of the tokens behind the sinks and the packed ones, `rest`, are packed.
+        Returns `rest` with zeros in place of padding, the rows, bool `[B]`, and which tokens are real `[B, n]`.
+        """
+        padding.map_tensors(lambda tensor: tensor.to(rest[0].device))
+        first = self.num_tokens - rest[0].shape[2]
+        exact, begin = (self._recent, 0) if self._store is None else (rest, first)
+        self._sink, rows = padding.settle(self._sink, exact, begin, first + count)
+        real = padding.is_real(first, self.num_tokens)
+        # Padding is packed like any token, and would take part in the scales of the values that it lies among.
+        key, value = (tensor.where(real[:, None, :, None], 0) for tensor in rest)
+        return (key, value), rows, real
 
     def remove_last(self, num_tokens: int) -> None:
         self.num_tokens -= num_tokens
+        padding = self._padding
+        if padding is not None and padding.order is not None and self.num_tokens < padding.order.shape[1]:
+            self._sink = padding.crop(self._sink, self.num_tokens)
         from_recent = min(num_tokens, self._recent[0].shape[2])
         self._recent = _drop_last(self._recent, from_recent)
         if self._store is None:
@@ -130,12 +178,15 @@ class InnerQLayer(HandleLayer):
             self._recent = _join(_drop_last(self._sink, num_tokens - from_recent - from_store), self._recent)
             self._sink = _drop_last(self._sink, self._sink[0].shape[2])
             self._store = None
+            self.set_left_padding(padding.starts if padding is not None and self.num_tokens else None)
 
     def full_tensors(self) -> Pair:
         key, value = self._attended()
         return plain(key), plain(value)
 
     def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if self._padding is not None:
+            self._padding.map_tensors(function)
         if not self.is_initialized:
             return
         self._sink = function(self._sink[0]), function(self._sink[1])
@@ -149,7 +200,8 @@ class InnerQLayer(HandleLayer):
             return {}
         pieces = {"sink": self._sink, "recent": self._recent}
         exact = {f"{name}.{i}": tensor for name, pair in pieces.items() for i, tensor in enumerate(pair)}
-        return exact if self._store is None else {**exact, **self._store.state()}
+        padding = {} if self._padding is None else self._padding.state()
+        return exact | padding | ({} if self._store is None else self._store.state())
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes over what `state` of another layer returned."""
@@ -157,6 +209,8 @@ class InnerQLayer(HandleLayer):
         self._sink = state["sink.0"], state["sink.1"]
         self._recent = state["recent.0"], state["recent.1"]
         self._store = PackedStore.from_state(state) if "key.words" in state else None
+        if "padding.starts" in state:
+            self._padding = LeftPadding(self.config.sink, state["padding.starts"], state["padding.shift"])
         num_packed = 0 if self._store is None else self._store.num_tokens
         self.num_tokens = self._sink[0].shape[2] + num_packed + self._recent[0].shape[2]
 
@@ -164,6 +218,8 @@ class InnerQLayer(HandleLayer):
         yield from (*self._sink, *self._recent)
         if self._store is not None:
             yield from self._store.tensors()
+        if self._padding is not None:
+            yield from self._padding.tensors()
 
 
 def _join(first: Pair, second: Pair) -> Pair:
@@ -174,6 +230,10 @@ def _join(first: Pair, second: Pair) -> Pair:
 def _own(pair: Pair) -> Pair:
     """Copies of slices, so that a few kept tokens do not keep the memory of a whole prompt alive."""
     return pair[0].clone(), pair[1].clone()
+
+
+def _slice(pair: Pair, start: int, stop: int | None) -> Pair:
+    return pair[0][:, :, start:stop], pair[1][:, :, start:stop]
 
 
 def _drop_last(pair: Pair, count: int) -> Pair:

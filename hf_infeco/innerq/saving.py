@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from .. import compat
 
-FORMAT, FORMAT_VERSION = "hf_infeco.InnerQCache", 1  # the version is raised when a file changes its meaning
+FORMAT = "hf_infeco.InnerQCache"
+FORMAT_VERSIONS = (1, 2)  # raised when a file changes its meaning: 2 may tell left padding; the last one is written
 HEADER = "innerq"  # key of the JSON among safetensors' metadata
 
 # What two models must share for one's keys to mean anything to the other. Weights are not looked at.
@@ -38,7 +39,7 @@ def fingerprint(config: Any) -> dict[str, Any]:
 def write(path: str | os.PathLike, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
     """Writes next to `path` and renames, so that a crash leaves the old file or none."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "checksum": _checksum(tensors), **header}
+    header = {"format": FORMAT, "format_version": FORMAT_VERSIONS[-1], "checksum": _checksum(tensors), **header}
     unfinished = Path(f"{os.fspath(path)}.{os.getpid()}.unfinished")
     try:
         save_file(tensors, unfinished, metadata={HEADER: json.dumps(header)})
@@ -79,9 +80,9 @@ def _header(name: str, metadata: dict[str, str] | None, config: Any) -> dict[str
         header = {}
     if header.get("format") != FORMAT:
         raise ValueError(f"{name} is no cache saved with InnerQCache.save().")
-    if header["format_version"] != FORMAT_VERSION:
+    if header["format_version"] not in FORMAT_VERSIONS:
         raise ValueError(
-            f"{name} has format version {header['format_version']}, and this hf_infeco reads {FORMAT_VERSION}. "
+            f"{name} has format version {header['format_version']}, and this hf_infeco reads {FORMAT_VERSIONS}. "
             "Use the hf_infeco that wrote it, or run the prompt again and save it anew."
         )
     here = fingerprint(config)

@@ -20,12 +20,25 @@ class PackedStore:
         num_tokens (`int`): living tokens; fewer than slots after a `crop` into a tile.
     """
 
-    def __init__(self, key_norm: torch.Tensor | None, key_mean: torch.Tensor | None):
+    def __init__(self, key_norm: torch.Tensor | None = None, key_mean: torch.Tensor | None = None):
         self.key_norm, self.key_mean = key_norm, key_mean
         self.alive: torch.Tensor | None = None  # [num_slots]; None while every slot lives
         self.num_slots = 0
         self.num_tokens = 0
         self._buffers: dict[str, torch.Tensor] = {}  # [B, Hkv, tiles, ...]
+
+    def set_channels(
+        self, key_norm: torch.Tensor | None, key_mean: torch.Tensor | None, rows: torch.Tensor | None = None
+    ) -> None:
+        """Sets norm and mean `[B, Hkv, 1, D]`, in `rows` `[B]` of bool only, of which no token is stored yet."""
+        if rows is None:
+            self.key_norm, self.key_mean = key_norm, key_mean
+            return
+        chosen = rows[:, None, None, None]
+        if key_norm is not None:
+            self.key_norm = torch.where(chosen, key_norm, 1.0 if self.key_norm is None else self.key_norm)
+        if key_mean is not None:
+            self.key_mean = torch.where(chosen, key_mean, 0.0 if self.key_mean is None else self.key_mean)
 
     def append(self, key: Packed, value: Packed) -> None:
         """Adds tiles: key and value `[B, Hkv, tiles, ...]`, see `PackedKV`."""

@@ -81,7 +81,7 @@ def causal_attention(
     for start in sorted(set(starts)):
         members = [row for row, row_start in enumerate(starts) if row_start == start]
         padded = min(max(0, start - (kv_len - q_len)), q_len)  # queries that are padding themselves
-        rows = torch.tensor(members, device=query.device)
+        rows = torch.tensor(members, dtype=torch.int64, device=query.device)
         out, visited = _attend(query[rows, :, padded:], key[rows, :, start:], value[rows, :, start:], config, scale)
         out = F.pad(out, (0, 0, padded, 0))
         stats = stats + visited

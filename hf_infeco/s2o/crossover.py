@@ -64,7 +64,7 @@ def _measure(
 
     def noise(like: torch.Tensor, length: int) -> torch.Tensor:
         shape = (1, like.shape[1], length, like.shape[3])
-        return torch.randn(shape, generator=rng, device=like.device).to(like.dtype)
+        return torch.randn(shape, generator=rng, dtype=torch.float32, device=like.device).to(like.dtype)
 
     for length in LENGTHS:
         heads = noise(query, length), noise(key, length), noise(value, length)

@@ -23,9 +23,9 @@ class Beams:
         self.trie, self.num_beams, self.eos_token_id = trie, num_beams, eos_token_id
         device = trie.code.device
         self.node = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-        self.scores = torch.zeros(batch, 1, device=device)
-        self.found_ranks = torch.full((batch, num_beams), -1, device=device)
-        self.found_scores = torch.full((batch, num_beams), float("-inf"), device=device)
+        self.scores = torch.zeros(batch, 1, dtype=torch.float32, device=device)
+        self.found_ranks = torch.full((batch, num_beams), -1, dtype=torch.int64, device=device)
+        self.found_scores = torch.full((batch, num_beams), float("-inf"), dtype=torch.float32, device=device)
 
     def level_tokens(self, depth: int) -> torch.Tensor:
         """The tokens that sequences have at this depth, ascending, then the end token if there is one; int64."""

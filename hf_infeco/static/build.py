@@ -62,7 +62,7 @@ def number_nodes(codes: np.ndarray, alphabet: np.ndarray, alphabet_start: np.nda
     last_level = np.full(len(first_sequence[-1]) + 1, below, dtype=np.int32)  # no children, and the closing bound
     parts = [alphabet, alphabet_start, codes, np.concatenate([*first_child, last_level])]
     parts += [np.concatenate(code), np.concatenate(first_sequence)]
-    head = torch.zeros(0, 0, dtype=torch.int32)
+    head = torch.zeros(0, 0, dtype=torch.int32, device="cpu")
     trie = Trie(*map(torch.from_numpy, parts), head, None, None, tuple(max(width, 1) for width in widths))
     return with_head(trie)
 

@@ -58,10 +58,10 @@ class StaticLogitsProcessor(LogitsProcessor):
         if (prompt_length is None) == (anchor_token_id is None):
             raise ValueError("Pass either prompt_length= or anchor_token_id=, to say where a sequence starts.")
         self.indexes = [index] if index is not None else list(indexes or ())
-        self.index_ids = None if index_ids is None else torch.as_tensor(index_ids)
+        self.index_ids = None if index_ids is None else torch.as_tensor(index_ids, device="cpu")
         self.prompt_length, self.anchor_token_id, self.in_place = prompt_length, anchor_token_id, in_place
         ends = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
-        self.end_tokens = torch.tensor(ends, dtype=torch.int64)
+        self.end_tokens = torch.tensor(ends, dtype=torch.int64, device="cpu")
         self._check_settings()
         self._dead_rows: torch.Tensor | int = 0
         self._seen: torch.Tensor | None = None  # input_ids of the last call, to tell a draft from a stale prompt
@@ -132,7 +132,7 @@ class StaticLogitsProcessor(LogitsProcessor):
                 "length of prompt, with prompt_length=input_ids.shape[1] (1 for an encoder-decoder, 0 with "
                 "inputs_embeds), or one with anchor_token_id=."
             )
-        return torch.full((rows,), self.prompt_length, device=input_ids.device)
+        return torch.full((rows,), self.prompt_length, dtype=torch.int64, device=input_ids.device)
 
     def _row_index(self, rows: int) -> torch.Tensor:
         """Number of each row's index, `[R]`; a prompt's beams or samples are neighbouring rows."""

@@ -162,6 +162,15 @@ def _add_groups(
 
 
 @jit(SUMS)
+def _cap(scores, count, row, softcap):
+    """`scores[row, :count]` as softcap * tanh(score / softcap)."""
+    for i in range(count):
+        double = scores[row, i] * (np.float32(2) / softcap)
+        growth = exp(min(double, np.float32(80)))
+        scores[row, i] = softcap - np.float32(2) * softcap / (growth + np.float32(1))
+
+
+@jit(SUMS)
 def _update_softmax(scores, count, row, maximum, total, acc):
     """Turns `scores[row, :count]` into weights of the running softmax `maximum, total [rows]`, `acc [rows, Dv]`."""
     highest = maximum[row]
@@ -180,7 +189,7 @@ def _update_softmax(scores, count, row, maximum, total, acc):
 
 
 @jit(SUMS)
-def _attend_window(query, key, value, mask, own, maximum, total, acc):
+def _attend_window(query, key, value, mask, own, softcap, maximum, total, acc):
     """Exact tokens `key [n, D]`, `value [n, Dv]`, the last `own` of which are causal among themselves."""
     rows, count = query.shape[0], key.shape[0]
     scores = np.empty((rows, count), np.float32)
@@ -192,11 +201,16 @@ def _attend_window(query, key, value, mask, own, maximum, total, acc):
             score = np.float32(0)
             for d in range(key.shape[1]):
                 score += query[row, d] * floats[d]
+            scores[row, i] = score
+    for row in range(rows):
+        if softcap is not None:
+            _cap(scores, count, row, softcap)
+        for i in range(count):
             hidden = own > 0 and i > count - own + row % own
             if mask is not None:
                 hidden = hidden or not mask[i]
-            scores[row, i] = -np.inf if hidden else score
-    for row in range(rows):
+            if hidden:
+                scores[row, i] = -np.inf
         _update_softmax(scores, count, row, maximum, total, acc)
     for i in range(count):
         for d in range(value.shape[1]):
@@ -217,6 +231,7 @@ def _attend_tiles(
     value,
     starts,
     mask,  # [N] or None
+    softcap,  # or None
     tiles,  # first and one past the last
     maximum,
     total,
@@ -246,6 +261,8 @@ def _attend_tiles(
                             block, key_bits,
                         )  # fmt: skip
         for row in range(query.shape[0]):
+            if softcap is not None:
+                _cap(weights, count * GROUP, row, softcap)
             if mask is not None:
                 for i in range(count * GROUP):
                     if not mask[first * GROUP + i]:
@@ -279,6 +296,7 @@ def _attend(
     recent,
     masks,  # [B, ...] or None: of sinks, packed slots, recent tokens
     own,
+    softcap,
     parts,  # maximum, total [B * Hkv, pieces + 1, rows] and acc [..., Dv]
     block,
     key_bits,
@@ -297,26 +315,35 @@ def _attend(
         row = 0 if masks is None else pair // (pairs // masks[0].shape[0])
         if piece == pieces:
             sink_mask, recent_mask = (None, None) if masks is None else (masks[0][row], masks[2][row])
-            _attend_window(query[pair], sink[0][pair], sink[1][pair], sink_mask, 0, maximum, total, acc)
-            _attend_window(query[pair], recent[0][pair], recent[1][pair], recent_mask, own, maximum, total, acc)
+            _attend_window(query[pair], sink[0][pair], sink[1][pair], sink_mask, 0, softcap, maximum, total, acc)
+            _attend_window(
+                query[pair], recent[0][pair], recent[1][pair], recent_mask, own, softcap, maximum, total, acc
+            )
         else:
             starts = (pair * strides[0], pair * strides[1], pair * strides[2], pair * strides[3])
             span = (tiles * piece // pieces, tiles * (piece + 1) // pieces)
             mask = None if masks is None else masks[1][row]
             _attend_tiles(
-                normed[pair], sums[pair], common[pair], key, value, starts, mask, span, maximum, total, acc, block,
-                key_bits, value_bits,
+                normed[pair], sums[pair], common[pair], key, value, starts, mask, softcap, span, maximum, total, acc,
+                block, key_bits, value_bits,
             )  # fmt: skip
 
 
 @jit(SUMS)
-def _merge(parts, out):
-    """Joins the partial softmaxes of every KV head into `out [B * Hkv, rows, Dv]`; rows without a key become 0."""
+def _merge(parts, sinks, out):
+    """
+    Joins the partial softmaxes of every KV head, and `sinks [Hkv, rows]` or None, into `out [B * Hkv, rows, Dv]`; rows
+    without a key become 0.
+    """
     maxima, totals, accs = parts
     for pair in range(out.shape[0]):
         for row in range(out.shape[1]):
             highest = maxima[pair, :, row].max()
             total = np.float32(0)
+            if sinks is not None:
+                sink = sinks[pair % sinks.shape[0], row]
+                highest = max(highest, sink)
+                total = exp(sink - highest)
             out[pair, row] = 0
             for piece in range(maxima.shape[1]):
                 factor = exp(maxima[pair, piece, row] - highest)
@@ -334,11 +361,15 @@ def packed_attention(
     *,
     scale: float,
     key_mask: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """As `reference.packed_attention`, for any number of queries, in little memory: see there."""
     value_dim = packed.value.words.shape[-1]
     if value_dim % LANES:
-        return reference.packed_attention(query, packed, exact, scale=scale, key_mask=key_mask)
+        return reference.packed_attention(
+            query, packed, exact, scale=scale, key_mask=key_mask, sinks=sinks, softcap=softcap
+        )
     batch, heads, q_len, _ = query.shape
     kv_heads, tiles = packed.key.words.shape[1:3]
     pairs, num_rows = batch * kv_heads, heads // kv_heads * q_len
@@ -367,15 +398,24 @@ def packed_attention(
         recent,
         _masks(packed, key_mask, sink[0].shape[1], recent[0].shape[1], batch),
         q_len,
+        None if softcap is None else np.float32(softcap),
         tuple(parts),
         (0,) * block,
         (0,) * packed.key.bits,
         (0,) * packed.value.bits,
     )
     on_threads(_attend, args, pairs * packed.num_slots // MIN_TOKENS)
-    out = torch.empty(pairs, rows.shape[1], value_dim)
-    _merge(tuple(parts), out.numpy())
+    out = torch.empty(pairs, rows.shape[1], value_dim, dtype=torch.float32, device="cpu")
+    _merge(tuple(parts), _sinks_of_rows(sinks, kv_heads, q_len, rows.shape[1]), out.numpy())
     return out[:, :num_rows].reshape(batch, heads, q_len, value_dim).to(query.dtype)
+
+
+def _sinks_of_rows(sinks: torch.Tensor | None, kv_heads: int, q_len: int, rows: int) -> np.ndarray | None:
+    """Learned sinks `[H]` as `[Hkv, rows]`, where a row is (query head of the group, position), or filled up."""
+    if sinks is None:
+        return None
+    by_row = sinks.detach().float().view(kv_heads, -1).repeat_interleave(q_len, 1)
+    return torch.nn.functional.pad(by_row, (0, rows - by_row.shape[1])).numpy()
 
 
 def _flat(packed: Packed) -> tuple[tuple, tuple[int, int]]:
@@ -405,7 +445,7 @@ def _masks(packed: PackedKV, key_mask: torch.Tensor | None, sinks: int, recent: 
         return None
     living = packed.num_slots if packed.alive is None else int(packed.alive.sum())
     if key_mask is None:
-        key_mask = torch.ones(batch, sinks + living + recent, dtype=torch.bool)
+        key_mask = torch.ones(batch, sinks + living + recent, dtype=torch.bool, device="cpu")
     slots = key_mask[:, sinks : sinks + living]
     if packed.alive is not None:
         spread = slots.new_zeros(batch, packed.num_slots)

@@ -191,8 +191,8 @@ def _to_packed(
     """Quantizes `[B, Hkv, N, channels]` into tiles of `(rows, bits, lanes)`."""
     (batch, heads, tokens), (rows, bits, lanes) = numbers.shape[:3], tile
     shape = (batch, heads, tokens // GROUP, rows)
-    words = torch.empty(*shape, bits, lanes, dtype=torch.int32)
-    scale, zero = (torch.empty(*shape, lanes, dtype=torch.float16) for _ in range(2))
+    words = torch.empty(*shape, bits, lanes, dtype=torch.int32, device="cpu")
+    scale, zero = (torch.empty(*shape, lanes, dtype=torch.float16, device="cpu") for _ in range(2))
     args = (
         to_array(numbers),
         _by_head(norm),
@@ -224,7 +224,8 @@ def _to_numbers(
     packed: Packed, *, by_channel: bool, norm: torch.Tensor | None = None, mean: torch.Tensor | None = None
 ) -> torch.Tensor:
     batch, heads, tiles, rows, bits, lanes = packed.words.shape
-    out = torch.empty(batch, heads, tiles * GROUP, rows * GROUP if by_channel else lanes)
+    shape = batch, heads, tiles * GROUP, rows * GROUP if by_channel else lanes
+    out = torch.empty(shape, dtype=torch.float32, device="cpu")
     args = (
         packed.words.contiguous().flatten(0, 1).numpy(),
         _half_bits(packed.scale),

@@ -222,25 +222,33 @@ def quantize_values(value: torch.Tensor, bits: int, hybrid: bool = False) -> Pac
     return quantize_groups(tiles, bits, hybrid)
 
 
-def channel_mean(key: torch.Tensor) -> torch.Tensor:
+def channel_mean(key: torch.Tensor, is_real: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Mean of each key channel over `key [B, Hkv, N, D]`, float32 `[B, Hkv, 1, D]`.
+    Mean of each key channel over `key [B, Hkv, N, D]`, or those tokens of it that `is_real [B, N]` tells from padding;
+    float32 `[B, Hkv, 1, D]`.
 
     A channel that hardly leaves its mean would spend the codes of its whole group on that mean. Taken off the stored
     keys, it comes back as one number per query, q . mean, on all their logits.
     """
-    return key.float().mean(2, keepdim=True)
+    if is_real is None:
+        return key.float().mean(2, keepdim=True)
+    is_real = is_real[:, None, :, None]
+    return key.float().where(is_real, 0).sum(2, keepdim=True) / is_real.sum(2, keepdim=True).clamp(min=1)
 
 
-def channel_norm(key: torch.Tensor, key_mean: torch.Tensor | None = None) -> torch.Tensor:
+def channel_norm(
+    key: torch.Tensor, key_mean: torch.Tensor | None = None, is_real: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     Norm of each key channel over `key [B, Hkv, N, D]`: n_c = sqrt(max over tokens of |k_c|), of k - `key_mean` where
-    that is given; float32 `[B, Hkv, 1, D]`.
+    that is given, and of the real tokens as in `channel_mean`; float32 `[B, Hkv, 1, D]`.
 
     Storing k / n and asking with q * n evens out the channels that share a scale. The clamp keeps a channel that was
     silent so far from dividing by zero.
     """
     key = key.float() if key_mean is None else key.float() - key_mean
+    if is_real is not None:
+        key = key.where(is_real[:, None, :, None], 0)
     return key.abs().amax(2, keepdim=True).sqrt().clamp(min=1e-3)
 
 
@@ -277,6 +285,8 @@ def packed_attention(
     *,
     scale: float,
     key_mask: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """
     Attention of `query [B, H, q_len, D]` over exact and packed keys in one softmax.
@@ -289,6 +299,8 @@ def packed_attention(
         exact (`list` of two `(key [B, Hkv, n, D], value [B, Hkv, n, Dv])`): sinks and recent tokens, in full
         precision. scale (`float`): factor on q.k.
         key_mask (`torch.Tensor` of bool `[B, tokens]`, *optional*): False hides a key (padding).
+        sinks (`torch.Tensor` `[H]`, *optional*): a learned logit per query head, which takes part in the softmax of
+        each of its rows without a value. softcap (`float`, *optional*): c in logits of c * tanh(logit / c).
 
     Returns:
         `torch.Tensor`: `[B, H, q_len, Dv]` in the query's dtype. Rows that see no key at all are 0.
@@ -309,9 +321,12 @@ def packed_attention(
         causal = causal.repeat(heads // kv_heads, 1)  # rows are (query head of the group, position)
         recent_mask = causal if recent_mask is None else causal & recent_mask
 
-    parts = [_attend_exact(rows, sink_key, sink_value, sink_mask)] if num_sinks else []
-    parts += _attend_packed(rows, packed, _to_slots(packed, packed_mask))
-    parts.append(_attend_exact(rows, recent_key, recent_value, recent_mask))
+    parts = [_attend_exact(rows, sink_key, sink_value, sink_mask, softcap)] if num_sinks else []
+    parts += _attend_packed(rows, packed, _to_slots(packed, packed_mask), softcap)
+    parts.append(_attend_exact(rows, recent_key, recent_value, recent_mask, softcap))
+    if sinks is not None:
+        m = sinks.float().view(1, kv_heads, -1, 1).expand(batch, -1, -1, q_len).reshape_as(parts[-1].m)
+        parts.append(Partial(m, torch.ones_like(m), torch.zeros_like(parts[-1].acc)))
     total = _merge(parts)
     out = total.acc / total.l.where(total.l > 0, 1)
     return out.reshape(batch, heads, q_len, -1).to(query.dtype)
@@ -326,7 +341,9 @@ def _to_slots(packed: PackedKV, mask: torch.Tensor | None) -> torch.Tensor | Non
     return slots
 
 
-def _attend_packed(rows: torch.Tensor, packed: PackedKV, mask: torch.Tensor | None) -> list[Partial]:
+def _attend_packed(
+    rows: torch.Tensor, packed: PackedKV, mask: torch.Tensor | None, softcap: float | None
+) -> list[Partial]:
     """`rows [B, Hkv, M, D]` against the packed tokens, `CHUNK_TILES` tiles at a time."""
     common = 0 if packed.key_mean is None else rows @ packed.key_mean.transpose(-1, -2)  # [B, Hkv, M, 1]
     if packed.key_norm is not None:
@@ -343,7 +360,7 @@ def _attend_packed(rows: torch.Tensor, packed: PackedKV, mask: torch.Tensor | No
         dots = torch.einsum("bhmgc,bhtgnc->bhmtgn", rows, codes)
         scores = (dots * step[:, :, None]).sum(4) + torch.einsum("bhmg,bhtgn->bhmtn", row_sums, offset)
         scores = scores.flatten(-2) + common  # [B, Hkv, M, t * 32]
-        m, l, weights = _softmax_parts(scores, None if mask is None else mask[..., slots])
+        m, l, weights = _softmax_parts(scores, None if mask is None else mask[..., slots], softcap)
 
         codes, offset, step = _decode(value)  # [B, Hkv, t, Dv, 32], [B, Hkv, t, Dv]
         weights = weights.unflatten(-1, (-1, GROUP))  # [B, Hkv, M, t, 32]
@@ -353,13 +370,19 @@ def _attend_packed(rows: torch.Tensor, packed: PackedKV, mask: torch.Tensor | No
     return parts
 
 
-def _attend_exact(rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> Partial:
-    m, l, weights = _softmax_parts(rows @ key.float().transpose(-1, -2), mask)
+def _attend_exact(
+    rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, softcap: float | None
+) -> Partial:
+    m, l, weights = _softmax_parts(rows @ key.float().transpose(-1, -2), mask, softcap)
     return Partial(m, l, weights @ value.float())
 
 
-def _softmax_parts(scores: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _softmax_parts(
+    scores: torch.Tensor, mask: torch.Tensor | None, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Row maximum, sum and unnormalized weights of `scores [B, Hkv, M, n]`; rows with no key left have sum 0."""
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     m = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)

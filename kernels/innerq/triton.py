@@ -24,7 +24,7 @@ import triton.language as tl
 from .reference import GROUP, KEY_REACH, SCALE_DTYPE, Packed, PackedKV, code_of_zero
 
 MAX_HEAD_DIM = 256  # beyond it, a program's tiles no longer fit in registers
-LOG2_E = 1.4426950408889634  # softmax in base 2: the hardware's exponential is exp2
+LOG2_E = tl.constexpr(1.4426950408889634)  # softmax in base 2: the hardware's exponential is exp2
 
 # ---------------------------------------------------------------- unpacking
 
@@ -94,6 +94,14 @@ def _dequantize(word, scale, zero, inside, LANES: tl.constexpr, BITS: tl.constex
 
 
 @triton.jit
+def _cap(scores, softcap):
+    """softcap * tanh(scores / softcap), both in base 2; `softcap` None caps nothing."""
+    if softcap is not None:
+        scores = softcap - 2.0 * softcap / (tl.exp2(scores * (2.0 * LOG2_E / softcap)) + 1.0)
+    return scores
+
+
+@triton.jit
 def _add_keys(scores, value, m, l, acc):
     """One step of the running softmax: `scores [M, n]` in base 2, `value [n, Dv]`."""
     new_m = tl.maximum(m, tl.max(scores, 1))
@@ -106,7 +114,7 @@ def _add_keys(scores, value, m, l, acc):
 
 @triton.jit
 def _attend_packed(
-    query, head, row, num_rows, scale, mask, m, l, acc,
+    query, head, row, num_rows, scale, softcap, mask, m, l, acc,
     key_words, key_scale, key_norm, key_mean, value_words, value_scale, value_zero, first_tile, end_tile,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, KEY_BITS: tl.constexpr, VALUE_BITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -142,7 +150,7 @@ def _attend_packed(
             key_words + here * (KEY_BITS * 32) + group * (KEY_BITS * 32) + lane,
             key_scale + here * 32 + group * 32 + lane, None, is_slot[None, :] & is_group, 32, KEY_BITS,
         )  # fmt: skip
-        scores = tl.dot(rows, key) * size[:, None] + common[:, None]
+        scores = _cap(tl.dot(rows, key) * size[:, None] + common[:, None], softcap)
         if mask is not None:
             is_slot &= tl.load(mask + first * 32 + slot, is_slot, 0) != 0
         scores = tl.where(is_slot[None, :], scores, float("-inf"))
@@ -162,7 +170,7 @@ def _attend_packed(
 
 @triton.jit
 def _attend_window(
-    query, row, num_rows, scale, mask, m, l, acc, key, value, num_keys, last_visible,
+    query, row, num_rows, scale, softcap, mask, m, l, acc, key, value, num_keys, last_visible,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The exact keys 0 to `last_visible [M]` of one head, of `num_keys`."""
@@ -178,7 +186,7 @@ def _attend_window(
         slot = first + tl.arange(0, BLOCK_N)
         is_key = slot < num_keys
         keys = tl.load(key + slot[:, None] * HEAD_DIM + channel[None, :], is_key[:, None] & is_channel, 0.0)
-        scores = tl.dot(rows, tl.trans(keys.to(rows.dtype))) * scale
+        scores = _cap(tl.dot(rows, tl.trans(keys.to(rows.dtype))) * scale, softcap)
         if mask is not None:
             is_key &= tl.load(mask + slot, is_key, 0) != 0
         scores = tl.where(is_key[None, :] & (slot[None, :] <= last_visible[:, None]), scores, float("-inf"))
@@ -193,7 +201,7 @@ def _attend_window(
 def _attend_range(
     query, key_words, key_scale, key_norm, key_mean, value_words, value_scale, value_zero,
     sink_key, sink_value, recent_key, recent_value, mask, part_out, part_lse,
-    scale, num_tiles, tiles_per_program, num_sinks, num_recent, num_rows, q_len, kv_heads,
+    scale, softcap, num_tiles, tiles_per_program, num_sinks, num_recent, num_rows, q_len, kv_heads,
     key_words_stride, key_scale_stride, value_words_stride, value_scale_stride,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, KEY_BITS: tl.constexpr, VALUE_BITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -216,14 +224,14 @@ def _attend_range(
         recent_key += head * num_recent * HEAD_DIM
         recent_value += head * num_recent * VALUE_DIM
         m, l, acc = _attend_window(
-            query, row, num_rows, scale, mask, m, l, acc, sink_key, sink_value, num_sinks, row * 0 + num_sinks,
-            HEAD_DIM, VALUE_DIM, BLOCK_N,
+            query, row, num_rows, scale, softcap, mask, m, l, acc, sink_key, sink_value, num_sinks,
+            row * 0 + num_sinks, HEAD_DIM, VALUE_DIM, BLOCK_N,
         )  # fmt: skip
         if mask is not None:
             mask += num_sinks + num_tiles * 32
         own = num_recent - q_len + row % q_len  # a query's own token, the last that it sees
         m, l, acc = _attend_window(
-            query, row, num_rows, scale, mask, m, l, acc, recent_key, recent_value, num_recent, own,
+            query, row, num_rows, scale, softcap, mask, m, l, acc, recent_key, recent_value, num_recent, own,
             HEAD_DIM, VALUE_DIM, BLOCK_N,
         )  # fmt: skip
     else:
@@ -233,7 +241,7 @@ def _attend_range(
             value_zero += head * value_scale_stride
         first_tile = (part - 1) * tiles_per_program
         m, l, acc = _attend_packed(
-            query, head, row, num_rows, scale, mask, m, l, acc,
+            query, head, row, num_rows, scale, softcap, mask, m, l, acc,
             key_words + head * key_words_stride, key_scale + head * key_scale_stride, key_norm, key_mean,
             value_words + head * value_words_stride, value_scale + head * value_scale_stride, value_zero,
             first_tile, tl.minimum(first_tile + tiles_per_program, num_tiles),
@@ -249,17 +257,24 @@ def _attend_range(
     tl.store(where, out, (row < num_rows)[:, None] & (channel < VALUE_DIM)[None, :])
 
 
-@triton.jit(do_not_specialize=["num_parts", "num_rows"])
+@triton.jit(do_not_specialize=["num_parts", "num_rows", "q_len"])
 def _merge_parts(
-    part_out, part_lse, out, num_parts, num_rows, VALUE_DIM: tl.constexpr, BLOCK_PARTS: tl.constexpr
+    part_out, part_lse, sinks, out, num_parts, num_rows, q_len, kv_heads,
+    VALUE_DIM: tl.constexpr, BLOCK_PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Program (row, head): joins the parts `[heads, num_parts, num_rows, Dv]` by the log-sum-exp of each."""
+    """
+    Program (row, head): joins the parts `[heads, num_parts, num_rows, Dv]` by the log-sum-exp of each, and the learned
+    sink of the row's query head, if there are `sinks`.
+    """
     row, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     BLOCK_V: tl.constexpr = triton.next_power_of_2(VALUE_DIM)
     channel = tl.arange(0, BLOCK_V)
     is_channel = channel < VALUE_DIM
     m = -1e30
     total = 0.0
+    if sinks is not None:
+        m = tl.load(sinks + head % kv_heads * (num_rows // q_len) + row // q_len).to(tl.float32) * LOG2_E
+        total = 1.0
     acc = tl.zeros([BLOCK_V], tl.float32)
     for first in range(0, num_parts, BLOCK_PARTS):
         part = first + tl.arange(0, BLOCK_PARTS)
@@ -302,6 +317,8 @@ def packed_attention(
     *,
     scale: float,
     key_mask: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """`reference.packed_attention` in two launches. No step waits for the device."""
     batch, heads, q_len, head_dim = query.shape
@@ -332,13 +349,24 @@ def packed_attention(
             value_words, value_scale, value_zero,
             sink_key.contiguous(), sink_value.contiguous(), recent_key.contiguous(), recent_value.contiguous(),
             _slot_mask(packed, key_mask, batch, num_sinks, num_recent), part_out, part_lse,
-            scale * LOG2_E, num_tiles, tiles_per_program, num_sinks, num_recent, num_rows, q_len, kv_heads,
+            scale * LOG2_E.value, None if softcap is None else softcap * LOG2_E.value,
+            num_tiles, tiles_per_program, num_sinks, num_recent, num_rows, q_len, kv_heads,
             key_words.stride(0), key_scale.stride(0), value_words.stride(0), value_scale.stride(0),
             HEAD_DIM=head_dim, VALUE_DIM=value_dim, KEY_BITS=packed.key.bits, VALUE_BITS=packed.value.bits,
             BLOCK_M=blocks.rows, BLOCK_N=blocks.tokens, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
         )  # fmt: skip
         _merge_parts[(num_rows, batch * kv_heads)](
-            part_out, part_lse, out, num_parts, num_rows, VALUE_DIM=value_dim, BLOCK_PARTS=16, num_warps=4
+            part_out,
+            part_lse,
+            sinks,
+            out,
+            num_parts,
+            num_rows,
+            q_len,
+            kv_heads,
+            VALUE_DIM=value_dim,
+            BLOCK_PARTS=16,
+            num_warps=4,
         )
     return out
 
@@ -492,19 +520,24 @@ def example_calls() -> None:
     tokens, kv_heads = 4096, 8
     empty = partial(torch.empty, device="meta")
     for dtype, dim, rows, key_bits, value_bits, hybrid, masked in (
+        (torch.bfloat16, 128, 4, 4, 3, False, False),
         (torch.bfloat16, 128, 4, 3, 3, False, False),
         (torch.bfloat16, 128, 8, 3, 2, True, True),
         (torch.float16, 128, 32, 4, 4, True, True),
         (torch.float16, 64, 8, 2, 2, False, False),
         (torch.bfloat16, 96, 24, 3, 3, False, True),
-        (torch.bfloat16, 256, 8, 3, 3, False, False),
+        (torch.bfloat16, 256, 8, 4, 3, False, False),
         (torch.bfloat16, 256, 64, 4, 2, True, True),
     ):
-        key, norm = empty(1, kv_heads, tokens, dim, dtype=dtype), empty(1, kv_heads, 1, dim)
+        key, norm = empty(1, kv_heads, tokens, dim, dtype=dtype), empty(1, kv_heads, 1, dim, dtype=torch.float32)
         packed = PackedKV(
             quantize_keys(key, key_bits, norm, norm), quantize_values(key, value_bits, hybrid), norm, norm
         )
         query = empty(1, kv_heads * rows, 1, dim, dtype=dtype)
         sink, recent = (empty(1, kv_heads, n, dim, dtype=dtype) for n in (32, 97))
         mask = empty(1, 32 + tokens + 97, dtype=torch.bool) if masked else None
-        packed_attention(query, packed, [(sink, sink), (recent, recent)], scale=0.1, key_mask=mask)
+        # A model has learned sinks, a cap on its logits, or neither.
+        others = (
+            dict(sinks=empty(kv_heads * rows, dtype=dtype)) if dim == 64 else dict(softcap=50.0 if masked else None)
+        )
+        packed_attention(query, packed, [(sink, sink), (recent, recent)], scale=0.1, key_mask=mask, **others)

@@ -40,7 +40,7 @@ def s2o_prefill(
     # Contiguous, so that no result hangs on how the inputs lie in memory.
     query, key, value = (_lanes_wide(x).to(dtype).contiguous() for x in (query, key, value))
     grouped = query.unflatten(1, (kv_heads, -1))  # [B, Hkv, ratio, q_len, D]
-    out = torch.empty(*grouped.shape[:4], value.shape[3], dtype=given)
+    out = torch.empty(*grouped.shape[:4], value.shape[3], dtype=given, device="cpu")
     spans = segment_spans(q_len, kv_len, segment)
     rule = _Rule(scale, tau, target_mass, segment, granule, compensate)
 
@@ -105,7 +105,7 @@ def _attend_near(
 @functools.cache
 def _causal_mask(size: int, dtype: torch.dtype) -> torch.Tensor:
     """`[1, 1, size, size]`: 0 where row i sees key j <= i, -inf elsewhere."""
-    return torch.full((1, 1, size, size), -torch.inf, dtype=dtype).triu(1)
+    return torch.full((1, 1, size, size), -torch.inf, dtype=dtype, device="cpu").triu(1)
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ class _Rule:
         scores, bounds, weights = (queries.new_empty(len(queries), -(-count // LANES) * LANES) for _ in range(3))
         torch.mm(queries, mean.T, out=scores[:, :count])
         torch.mm(queries.square(), variance.T, out=bounds[:, :count])
-        acc = torch.zeros(len(queries), mean_value.shape[1])
-        shares = torch.empty(4, len(queries))
+        acc = torch.zeros(len(queries), mean_value.shape[1], dtype=torch.float32, device="cpu")
+        shares = torch.empty(4, len(queries), dtype=torch.float32, device="cpu")
         walked = [x.flatten().numpy() for x in (_paired(queries), past.keys, past.values)]
         attend_rows(
             *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),

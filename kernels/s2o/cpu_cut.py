@@ -20,12 +20,12 @@ def cut_into_granules(
     whole = length // block * block
     count = whole // size
     cut = Granules(
-        torch.empty(heads, count, size - 1, dtype=torch.int64),
-        torch.empty(heads, count, dtype=torch.int64),
+        torch.empty(heads, count, size - 1, dtype=torch.int64, device="cpu"),
+        torch.empty(heads, count, dtype=torch.int64, device="cpu"),
         keys.new_empty(heads, count, dim),
         keys.new_empty(heads, count, dim),
         values.new_empty(heads, count, values.shape[2]),
-        torch.empty(heads, count, dtype=torch.bool),
+        torch.empty(heads, count, dtype=torch.bool, device="cpu"),
     )
     points = (keys[:, :whole] * metric[:, None]).view(-1, block, dim)
     likeness = principal(points, heads)

@@ -111,7 +111,7 @@ def s2o_prefill(
     out = query.new_empty(*grouped.shape[:4], value.shape[3])
     spans = segment_spans(q_len, kv_len, segment)
     stats = S2OStats(0, batch * heads * count_causal_pairs(q_len, kv_len), 0.0, batch * heads * q_len)
-    visits = torch.zeros(batch, kv_heads, len(spans), kv_len) if record else None
+    visits = torch.zeros(batch, kv_heads, len(spans), kv_len, dtype=torch.float32, device="cpu") if record else None
     for b in range(batch):
         keys, values = key[b].float(), value[b].float()
         metric = query_metric(grouped[b])
@@ -222,7 +222,7 @@ def threshold(
     if target_mass is None:
         return tau
     bins = (-2 * promise.log2()).ceil().clamp(0, TARGET_BINS).long()  # bin b holds promises from 2^(-b/2) up
-    held = torch.zeros(share.shape[0], TARGET_BINS + 1, device=share.device).scatter_add_(1, bins, share)
+    held = share.new_zeros(share.shape[0], TARGET_BINS + 1).scatter_add_(1, bins, share)
     left = held.sum(-1, keepdim=True) - held.cumsum(-1)  # unvisited, if each bin were the last one visited
     enough = left <= 1 - target_mass
     enough[:, -1] = True

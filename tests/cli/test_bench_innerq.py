@@ -24,8 +24,8 @@ def test_quick_measures_every_part_and_leaves_no_progress_behind(tmp_path):
     assert all({"device", "commit", "torch", "transformers"} <= set(part["where"]) for part in results.values())
     entries = {part: {entry.get("cache"): entry for entry in results[part]["entries"]} for part in results}
     assert all(entry["rate"] > 0.9 for entry in entries["recall"].values())
-    assert {"dense", "base", "small", "hybrid", "KIVI-2"} < set(entries["perplexity"])
-    assert abs(entries["perplexity"]["base"]["over_dense"]) < 0.03
+    assert {"dense", "default", "base", "small", "hybrid", "KIVI-2"} < set(entries["perplexity"])
+    assert abs(entries["perplexity"]["default"]["over_dense"]) < 0.03
     assert entries["errors"]["dense"]["error_by_layer"] == [0, 0, 0, 0]
     assert sum(entries["errors"]["base"]["error_by_layer"]) < sum(entries["errors"]["small"]["error_by_layer"])
     assert list(tmp_path.iterdir()) == [out]

@@ -5,6 +5,8 @@ The methods under contract. A new method adds one entry here, and every test of 
 tokens.
 """
 
+from dataclasses import replace
+
 from hf_infeco import InfecoConfig, InnerQConfig, S2OConfig
 
 EXACT_S2O = S2OConfig(tau=0.0, crossover=1)
@@ -12,8 +14,8 @@ LOSSY_S2O = S2OConfig(tau=0.05, segment=16, granule=16, crossover=1)
 EXACT_INNERQ = InnerQConfig(recent=100_000)
 
 
-def lossy_innerq(**changes) -> InnerQConfig:
-    return InnerQConfig(**{"sink": 4, "recent": 8, **changes})
+def lossy_innerq(settings: InnerQConfig) -> InnerQConfig:
+    return replace(settings, sink=4, recent=8)
 
 
 EXACT = {
@@ -23,8 +25,9 @@ EXACT = {
 }
 LOSSY = {
     "s2o": InfecoConfig(s2o=LOSSY_S2O, innerq=None),
-    "innerq-base": InfecoConfig(s2o=None, innerq=lossy_innerq()),
-    "innerq-small": InfecoConfig(s2o=None, innerq=lossy_innerq(value_bits=2)),
-    "innerq-hybrid": InfecoConfig(s2o=None, innerq=lossy_innerq(value_bits=2, hybrid_values=True)),
-    "all": InfecoConfig(s2o=LOSSY_S2O, innerq=lossy_innerq()),
+    "innerq": InfecoConfig(s2o=None, innerq=lossy_innerq(InnerQConfig())),
+    "innerq-base": InfecoConfig(s2o=None, innerq=lossy_innerq(InnerQConfig.base())),
+    "innerq-small": InfecoConfig(s2o=None, innerq=lossy_innerq(InnerQConfig.small())),
+    "innerq-hybrid": InfecoConfig(s2o=None, innerq=lossy_innerq(InnerQConfig.hybrid())),
+    "all": InfecoConfig(s2o=LOSSY_S2O, innerq=lossy_innerq(InnerQConfig())),
 }

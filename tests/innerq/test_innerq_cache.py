@@ -251,7 +251,8 @@ def test_bytes_are_those_of_the_storages():
     packed = 4096 - 32 - 96  # a multiple of 32
     numbers, spare = 2 * 2 * packed * 64, 1 + 1 / 16
     exact = 2 * 2 * (32 + 96) * 64 * 2
-    assert numbers * 3.5 / 8 + exact <= cache.nbytes <= numbers * 3.5 / 8 * spare + exact + 1024
+    packed = numbers * plain.bits_per_number / 8
+    assert packed + exact <= cache.nbytes <= packed * spare + exact + 1024
 
 
 @pytest.mark.parametrize("beam", [False, True])

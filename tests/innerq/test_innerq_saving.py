@@ -132,9 +132,16 @@ def test_the_cache_of_another_model_is_refused_and_told_apart(path):
 
 def test_another_format_version_is_refused(path):
     filled().save(path)
-    rewrite_header(path, format_version=2)
-    with pytest.raises(ValueError, match=r"format version 2.*reads 1"):
+    rewrite_header(path, format_version=3)
+    with pytest.raises(ValueError, match=r"format version 3.*reads \(1, 2\)"):
         InnerQCache.load(path, CONFIG)
+
+
+def test_the_first_format_version_is_still_read(path):
+    cache = filled()
+    cache.save(path)
+    rewrite_header(path, format_version=1)
+    assert torch.equal(InnerQCache.load(path, CONFIG).layers[1].keys, cache.layers[1].keys)
 
 
 def test_a_header_that_counts_other_tokens_is_refused(path):

@@ -44,9 +44,9 @@ def padding(batch: int, tokens: int, hidden: int = 50) -> torch.Tensor:
     return mask
 
 
-def check(query, packed, exact, key_mask=None):
-    expected = reference.packed_attention(query, packed, exact, scale=0.2, key_mask=key_mask)
-    got = cpu.packed_attention(query, packed, exact, scale=0.2, key_mask=key_mask)
+def check(query, packed, exact, key_mask=None, **others):
+    expected = reference.packed_attention(query, packed, exact, scale=0.2, key_mask=key_mask, **others)
+    got = cpu.packed_attention(query, packed, exact, scale=0.2, key_mask=key_mask, **others)
     assert got.dtype == query.dtype
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
@@ -72,6 +72,19 @@ def test_attention_is_that_of_the_reference(
     query = normal(2, 2 * ratio, q_len, head_dim, seed=3)
     mask = padding(2, 48 + tiles * GROUP) if padded else None
     check(query, packed, windows(packed, dtype=dtype), mask)
+
+
+@pytest.mark.parametrize("sinks, softcap", [(True, None), (False, 2.0), (True, 30.0)])
+@pytest.mark.parametrize("q_len, value_dim", [(1, 64), (5, 64), (1, 72)])
+def test_learned_sinks_and_capped_logits_are_those_of_the_reference(sinks, softcap, q_len, value_dim, one_thread):
+    packed = make_packed(2, 2, 17, 64, value_dim)
+    learned = normal(6, seed=4).bfloat16() * 3 if sinks else None
+    mask = padding(2, 48 + packed.num_slots)
+    check(normal(2, 6, q_len, 64, seed=3) * 5, packed, windows(packed), mask, sinks=learned, softcap=softcap)
+
+
+def test_logits_far_beyond_the_cap_are_the_cap(packed, query):
+    check(query * 1e4, packed, windows(packed), softcap=3.0)
 
 
 @pytest.fixture(scope="module")

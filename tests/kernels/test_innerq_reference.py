@@ -120,6 +120,22 @@ def make_packed(batch, kv_heads, tiles, head_dim, value_dim, *, normalize, hybri
     return PackedKV(reference.quantize_keys(key, 3, norm, mean), values, norm, mean)
 
 
+def attention_in_float64(query, key, value, *, scale, key_mask, sinks, softcap):
+    """By the book: all logits, a cap, a column for the sinks, one softmax."""
+    query, key, value = (tensor.double() for tensor in (query, key, value))
+    ratio, (q_len, kv_len) = query.shape[1] // key.shape[1], (query.shape[2], key.shape[2])
+    key, value = (tensor.repeat_interleave(ratio, 1) for tensor in (key, value))
+    logits = query @ key.transpose(-1, -2) * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    mask = torch.ones(q_len, kv_len, dtype=torch.bool).tril(kv_len - q_len) & key_mask[:, None, None, :]
+    logits = logits.masked_fill(~mask, -torch.inf)
+    if sinks is None:
+        return logits.softmax(-1) @ value
+    column = sinks.double()[None, :, None, None].expand(*logits.shape[:3], 1)
+    return torch.cat([logits, column], -1).softmax(-1)[..., :-1] @ value
+
+
 def plain_attention(query, key, value, *, scale, key_mask=None):
     q_len, kv_len = query.shape[2], key.shape[2]
     mask = torch.ones(q_len, kv_len, dtype=torch.bool).tril(kv_len - q_len)[None, None]
@@ -149,6 +165,32 @@ def test_packed_attention_equals_attention_on_dequantized_tokens(head_dim, value
     expected = plain_attention(query, key, value, scale=0.2, key_mask=key_mask)
     got = reference.packed_attention(query, packed, [sink, recent], scale=0.2, key_mask=key_mask)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sinks, softcap", [(True, None), (False, 2.0), (True, 0.5)])
+@pytest.mark.parametrize("q_len", [1, 5])
+def test_learned_sinks_and_capped_logits_are_those_of_one_softmax(sinks, softcap, q_len):
+    packed = make_packed(2, 2, 3, 64, 96, normalize=True, hybrid=False)
+    generator = torch.Generator().manual_seed(1)
+    exact = [tuple(torch.randn(2, 2, n, d, generator=generator) for d in (64, 96)) for n in (7, 41)]
+    query = torch.randn(2, 8, q_len, 64, generator=generator)
+    learned = torch.randn(8, generator=generator) * 3 + 2 if sinks else None
+    key_mask = torch.ones(2, 7 + packed.num_slots + 41, dtype=torch.bool)
+    key_mask[1, :50] = False
+    settings = dict(scale=0.3, key_mask=key_mask, sinks=learned, softcap=softcap)
+    key, value = (torch.cat(piece, 2) for piece in zip(exact[0], reference.dequantize(packed), exact[1], strict=True))
+    expected = attention_in_float64(query, key, value, **settings)
+    got = reference.packed_attention(query, packed, exact, **settings)
+    torch.testing.assert_close(got, expected.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_that_sees_its_sink_alone_is_zero():
+    packed = make_packed(1, 1, 1, 64, 64, normalize=True, hybrid=False)
+    own = torch.randn(1, 1, 1, 64)
+    hidden = torch.zeros(1, GROUP + 1, dtype=torch.bool)
+    exact = [(own[:, :, :0], own[:, :, :0]), (own, own)]
+    out = reference.packed_attention(own, packed, exact, scale=0.1, key_mask=hidden, sinks=torch.tensor([-3.0]))
+    assert (out == 0).all()
 
 
 def test_dead_slots_are_not_attended(monkeypatch):

@@ -68,11 +68,12 @@ def move(value, device):
     return [tuple(move(part, device) for part in pair) for pair in value] if isinstance(value, list) else value
 
 
-def check(device, query, packed, exact, key_mask=None, tolerance=5e-3):
+def check(device, query, packed, exact, key_mask=None, tolerance=5e-3, **others):
     """Compares in float32 on the CPU; rounding to float16 is all that may differ."""
-    expected = reference.packed_attention(query.float(), packed, exact, scale=0.2, key_mask=key_mask)
+    expected = reference.packed_attention(query.float(), packed, exact, scale=0.2, key_mask=key_mask, **others)
     arguments = (move(argument, device) for argument in (query, packed, exact))
-    got = kernels.packed_attention(*arguments, scale=0.2, key_mask=move(key_mask, device))
+    others = {name: move(value, device) for name, value in others.items()}
+    got = kernels.packed_attention(*arguments, scale=0.2, key_mask=move(key_mask, device), **others)
     assert got.dtype == query.dtype and got.shape == expected.shape
     torch.testing.assert_close(got.float().cpu(), expected, rtol=tolerance, atol=tolerance)
 
@@ -94,6 +95,14 @@ def check(device, query, packed, exact, key_mask=None, tolerance=5e-3):
 def test_decoding_is_the_reference(device, generator, shape):
     query, packed, exact = make_case(generator, **shape)
     check(device, query, packed, exact, padding(packed, exact, hidden=50))
+
+
+@pytest.mark.parametrize("sinks, softcap", [(True, None), (False, 2.0), (True, 30.0)])
+@pytest.mark.parametrize("q_len", [1, 3])
+def test_learned_sinks_and_capped_logits_are_those_of_the_reference(device, generator, sinks, softcap, q_len):
+    query, packed, exact = make_case(generator, head_dim=64, ratio=3, q_len=q_len, tiles=5)
+    learned = torch.randn(6, generator=generator).half() * 3 if sinks else None
+    check(device, query * 3, packed, exact, padding(packed, exact, 50), sinks=learned, softcap=softcap)
 
 
 @pytest.mark.parametrize("sinks, tiles, recent", [(0, 1, 1), (1, 2, 2), (32, 3, 63), (64, 4, 64), (65, 5, 127)])
