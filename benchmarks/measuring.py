@@ -68,6 +68,20 @@ def write_part(path: Path, part: str, measured: dict[str, Any]) -> None:
     path.write_text(json.dumps(read_results(path) | {part: measured}, indent=1) + "\n")
 
 
+class Progress:
+    """Finished pieces by name, in a JSON file: what was measured before is not measured again."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.pieces = json.loads(path.read_text()) if path.is_file() else {}
+
+    def once(self, name: str, measure: Callable[[], dict]) -> dict:
+        if name not in self.pieces:
+            self.pieces[name] = measure()
+            self.path.write_text(json.dumps(self.pieces))
+        return self.pieces[name]
+
+
 def rounded(value: Any) -> Any:
     """Floats to six significant digits, wherever they are: more would only be noise in the file's history."""
     if isinstance(value, float):
