@@ -26,7 +26,7 @@ def measure_padding(reader: Reader, ways: dict[str, Way], rows: int) -> list[dic
 def _next_logits(reader: Reader, way: Way, texts: torch.Tensor, pads: int) -> torch.Tensor:
     """Logits `[rows * NEXT, V]` of the last tokens of `texts`, the others read first behind `pads` of padding."""
     model, rows = reader.model, len(texts)
-    padding = texts.new_full((rows, pads), model.config.eos_token_id)
+    padding = texts.new_zeros(rows, pads)  # whatever token it is, the mask hides it
     ids = torch.cat([padding, texts], 1)
     mask = torch.ones_like(ids)
     mask[:, :pads] = 0
