@@ -17,7 +17,7 @@ export HF_DATASETS_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench gpu compat compat-newest docs clean
+.PHONY: help setup demo test lint bench real gpu compat compat-newest docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -60,6 +60,13 @@ bench: $(READY) ## measure and write benchmarks/results/
 	$(BIN)/hf-infeco bench s2o
 	$(BIN)/hf-infeco bench innerq
 	$(BIN)/hf-infeco bench static
+
+real: $(VENV)/.real-ready ## fetch a real trained model, once, and measure what S2O and InnerQ cost it; MODEL= names another
+	$(BIN)/hf-infeco bench real $(if $(MODEL),--model $(MODEL))
+
+$(VENV)/.real-ready: $(READY)
+	@$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt -e '.[real]'
+	@touch $@
 
 gpu: ## the checks and the benchmark that need CUDA, in under ten minutes; installs and fetches nothing but hf_infeco
 	@$(GPU_PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null || \

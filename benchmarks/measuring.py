@@ -28,6 +28,9 @@ LLAMA_8B: dict[str, Any] = dict(
     max_position_embeddings=131_072,
 )
 
+# Flags of /proc/cpuinfo, the best first.
+VECTOR_UNITS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve2", "sve", "asimd")
+
 
 def check_parts(parts: Collection[str], known: Collection[str]) -> None:
     """Raises a ValueError that names those of `parts` that are not `known`."""
@@ -68,6 +71,20 @@ def write_part(path: Path, part: str, measured: dict[str, Any]) -> None:
     path.write_text(json.dumps(read_results(path) | {part: measured}, indent=1) + "\n")
 
 
+class Progress:
+    """Finished pieces by name, in a JSON file: what was measured before is not measured again."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.pieces = json.loads(path.read_text()) if path.is_file() else {}
+
+    def once(self, name: str, measure: Callable[[], dict]) -> dict:
+        if name not in self.pieces:
+            self.pieces[name] = measure()
+            self.path.write_text(json.dumps(self.pieces))
+        return self.pieces[name]
+
+
 def rounded(value: Any) -> Any:
     """Floats to six significant digits, wherever they are: more would only be noise in the file's history."""
     if isinstance(value, float):
@@ -79,15 +96,24 @@ def rounded(value: Any) -> Any:
 
 def where(device: str) -> dict[str, Any]:
     """Date, device, commit and versions of a measurement."""
-    cpu = platform.processor() or platform.machine()
+    cpu = f"{processor()}, {torch.get_num_threads()} threads"
     return {
         "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"CPU {cpu}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
         "commit": _commit(),
         **{name: version(name) for name in ("hf_infeco", "torch", "transformers")},
     }
+
+
+def processor() -> str:
+    """Model of the processor and its widest vector units, as Linux names them; elsewhere what Python knows of it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = told.get("flags", told.get("Features", "")).split()
+    units = next((unit for unit in VECTOR_UNITS if unit in flags), None)
+    model = told.get("model name") or platform.processor() or platform.machine()
+    return f"{model} with {units}" if units else model
 
 
 def _commit() -> str | None:

@@ -7,7 +7,7 @@ from transformers import DynamicCache, LlamaConfig
 
 from hf_infeco import CACHE_NAME, InnerQCache
 from hf_infeco.benchmarks.innerq import caches, gpu, kivi, quality, sizes, step
-from hf_infeco.benchmarks.measuring import MODEL
+from hf_infeco.benchmarks.measuring import MODEL, Progress
 from hf_infeco.innerq.layer import InnerQLayer
 from hf_infeco.kernels.innerq.reference import GROUP
 from hf_infeco.training.testbed.evaluate import ask
@@ -78,9 +78,9 @@ def test_a_filled_cache_is_what_a_prefill_leaves(reader):
 
 
 def test_progress_is_taken_up_again(tmp_path):
-    progress = quality.Progress(tmp_path / "p.json")
+    progress = Progress(tmp_path / "p.json")
     assert progress.once("piece", lambda: {"dense": 3}) == {"dense": 3}
-    again = quality.Progress(tmp_path / "p.json")
+    again = Progress(tmp_path / "p.json")
     assert again.once("piece", lambda: pytest.fail("measured twice")) == {"dense": 3}
 
 

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_infeco
 from hf_infeco import (
+    CACHE_NAME,
     InfecoConfig,
     InnerQConfig,
     S2OConfig,
@@ -63,9 +64,9 @@ def decoding(model) -> torch.Tensor:
     with hf_infeco.patched(model, InfecoConfig(s2o=None, innerq=settings)), torch.no_grad():
         out, logits = model(IDS[:, :150], attention_mask=mask[:, :150], use_cache=True), []
         for step in range(150, 200):
-            out = model(IDS[:, step, None], attention_mask=mask[:, : step + 1], past_key_values=out.past_key_values)
+            out = model(IDS[:, step, None], attention_mask=mask[:, : step + 1], **{CACHE_NAME: out[CACHE_NAME]})
             logits.append(out.logits)
-        return torch.cat([*logits, out.past_key_values.layers[1].keys.flatten(1)[:, None]], -1)
+        return torch.cat([*logits, out[CACHE_NAME].layers[1].keys.flatten(1)[:, None]], -1)
 
 
 def constrained_scores(model) -> torch.Tensor:

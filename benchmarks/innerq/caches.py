@@ -11,6 +11,7 @@ from hf_infeco import InnerQCache, InnerQConfig
 from hf_infeco.kernels.innerq.reference import GROUP, dequantize_groups, quantize_groups
 
 from .kivi import round_trip as kivi
+from .turboquant import round_trip as turboquant
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys [B, Hkv, n, D] and values [B, Hkv, n, Dv]
 
@@ -101,3 +102,10 @@ def filled(make: Callable[[PreTrainedConfig], Cache], config: PreTrainedConfig, 
     for index, (key, value) in enumerate(exact):
         cache.update(key, value, index)
     return cache
+
+
+# In the windows of InnerQ; measured on a real model, in `benchmarks.real`.
+ROTATED = {
+    "TurboQuant, 4 bits": _round_trip(turboquant(4, 4), **WINDOWS),
+    "TurboQuant, 3 bits": _round_trip(turboquant(3, 3), **WINDOWS),
+}

@@ -7,8 +7,7 @@ off goes on where it was.
 """
 
 import copy
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from math import exp
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from hf_infeco.training.testbed.evaluate import Accuracy, ask
 from hf_infeco.training.testbed.needles import question_ids, sample_document
 from hf_infeco.training.testbed.text import encode_text, held_out_text
 
+from ..measuring import Progress
 from ..s2o.inputs import capture
 from .caches import ABLATIONS, BITS, FORMS, MAIN, PEERS, Pair, filled
 
@@ -48,20 +48,6 @@ class Reader:
         cache = DynamicCache(config=self.dense.config)
         self.dense(ids[None].to(self.dense.device), **{CACHE_NAME: cache}, logits_to_keep=1)
         return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-class Progress:
-    """Finished pieces by name, in a JSON file: what was measured before is not measured again."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.pieces = json.loads(path.read_text()) if path.is_file() else {}
-
-    def once(self, name: str, measure: Callable[[], dict]) -> dict:
-        if name not in self.pieces:
-            self.pieces[name] = measure()
-            self.path.write_text(json.dumps(self.pieces))
-        return self.pieces[name]
 
 
 def recall(reader: Reader, seq_len: int, questions: int, ablation_questions: int, progress: Progress) -> list[dict]:

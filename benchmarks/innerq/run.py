@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 
 from ..documents import follow_results
-from ..measuring import check_request, read_results, results_file, rounded, where, write_part
+from ..measuring import Progress, check_request, read_results, results_file, rounded, where, write_part
 from .caches import ABLATIONS, FORMS, MAIN, PEERS
 from .decode import STEPS, measure_decoding
-from .quality import Progress, Reader, layer_errors, perplexity, recall
+from .quality import Reader, layer_errors, perplexity, recall
 from .report import blocks
 from .sizes import LENGTHS, measure_bytes
 from .step import CELLS, REPEATS, measure_cached_step, measure_step

@@ -28,7 +28,7 @@ def config(heads: int, kv_heads: int = KV_HEADS) -> PreTrainedConfig:
     return LlamaConfig(num_hidden_layers=1, head_dim=HEAD_DIM, **sizes)
 
 
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
     """By its metadata: what an uninstalled package leaves behind can still be found by its import name."""
     try:
         return bool(version(package))
@@ -41,7 +41,7 @@ def quantized_caches() -> dict[str, Callable[[PreTrainedConfig], Cache]]:
     return {
         name: lambda config, options=options: QuantizedCache(config=config, **options)
         for name, (package, options) in QUANTIZED.items()
-        if _is_installed(package)
+        if is_installed(package)
     }
 
 

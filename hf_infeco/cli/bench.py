@@ -45,14 +45,28 @@ def static(parts: Parts = "step,wide,baselines,search,build,validity", quick: Qu
     _measure("static", parts, quick, out)
 
 
+@bench.command()
+def real(
+    parts: Parts = "text,taus,layers,padding,answers,lookup,cache_text,cache_lookup,steps,speed",
+    quick: Quick = False,
+    model: Annotated[
+        str | None, typer.Option(help="smollm2 (the default), gemma3, a folder, or a model of the hub.")
+    ] = None,
+    out: Out = None,
+) -> None:
+    """A real trained model, dense and patched: perplexity, retrieval, answers, and other caches at equal bytes."""
+    _measure("real", parts, quick, out, model=model)
+
+
 def _measure(system: str, parts: str, quick: bool, out: Path | None, **settings: Any) -> None:
     benchmark = import_module(f"hf_infeco.benchmarks.{system}.run")
     chosen = [part.strip() for part in parts.split(",") if part.strip()]
     try:
         written = benchmark.run(chosen, benchmark.QUICK if quick else benchmark.FULL, out=out, **settings)
     except ModuleNotFoundError as error:
-        raise typer.BadParameter(f"--plot needs {error.name}: pip install 'hf_infeco[bench]'") from error
-    except ValueError as error:
+        extra = "real" if error.name == "gguf" else "bench"
+        raise typer.BadParameter(f"{error.name} is missing: pip install 'hf_infeco[{extra}]'") from error
+    except (ConnectionError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     for path in written:
         typer.echo(f"wrote {path}")

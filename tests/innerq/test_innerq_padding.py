@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_infeco
-from hf_infeco import InnerQCache, InnerQConfig
+from hf_infeco import CACHE_NAME, InnerQCache, InnerQConfig
 from hf_infeco.innerq.layer import InnerQLayer
 from hf_infeco.innerq.padding import left_padding
 from hf_infeco.kernels.innerq.reference import channel_mean, channel_norm
@@ -179,12 +179,12 @@ def test_a_saved_cache_knows_its_padding(patched, tmp_path):
     cache = InnerQCache(MODEL, CONFIG)
     cache.set_left_padding(mask)
     with torch.no_grad():
-        model(ids[:, :-1], attention_mask=mask[:, :-1], past_key_values=cache)
+        model(ids[:, :-1], attention_mask=mask[:, :-1], **{CACHE_NAME: cache})
     cache.save(tmp_path / "cache")
     loaded, twin = InnerQCache.load(tmp_path / "cache", MODEL), copy.deepcopy(cache)
     settings = dict(attention_mask=mask, max_new_tokens=60, do_sample=False)
-    expected = model.generate(ids, past_key_values=twin, **settings)
-    assert torch.equal(model.generate(ids, past_key_values=loaded, **settings), expected)
+    expected = model.generate(ids, **{CACHE_NAME: twin}, **settings)
+    assert torch.equal(model.generate(ids, **{CACHE_NAME: loaded}, **settings), expected)
 
 
 def test_packed_and_dequantized_attention_agree_on_a_padded_batch():
@@ -196,7 +196,7 @@ def test_packed_and_dequantized_attention_agree_on_a_padded_batch():
     def run() -> torch.Tensor:
         cache = InnerQCache(MODEL, CONFIG)
         cache.set_left_padding(mask)
-        out = model.generate(ids, past_key_values=cache, return_dict_in_generate=True, **settings)
+        out = model.generate(ids, **{CACHE_NAME: cache}, return_dict_in_generate=True, **settings)
         return torch.stack(out.logits)
 
     expected = run()

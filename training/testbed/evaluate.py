@@ -3,7 +3,7 @@
 python -m hf_infeco.training.testbed.evaluate examples/models/recall
 
 Works on any transformers causal LM with the testbed's tokenizer, also on one whose attention or cache is patched: it
-only calls `model(input_ids, past_key_values=...)`.
+only calls `model(input_ids, cache=...)`.
 """
 
 import argparse

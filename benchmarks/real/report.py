@@ -1,0 +1,154 @@
+"""The tables of docs/real.md and the one of README.md, from the file of results."""
+
+from collections.abc import Callable
+from statistics import mean
+
+from ..documents import markdown_table, place_note
+
+Entries = list[dict]
+SHORT = ("dense", "S2O", "InnerQ K4V3", "S2O, InnerQ K4V3", "InnerQ base", "InnerQ small")  # of the README's rows
+
+
+def blocks(results: dict) -> dict[str, str]:
+    """Name of the mark in docs/real.md: its table with a note, for each part that was measured."""
+    tables = {
+        f"real-{part}": (draw(*(results[name]["entries"] for name in needed)), results[needed[0]]["where"])
+        for part, (needed, draw) in TABLES.items()
+        if all(name in results for name in needed)
+    }
+    return {mark: f"{table}\n\n{_note(where)}" for mark, (table, where) in tables.items()}
+
+
+def readme_block(results: dict) -> str:
+    """What S2O and InnerQ cost the real model, in one table."""
+    text, lookup = (results[part]["entries"] for part in ("text", "lookup"))
+    lengths = _distinct(text, "tokens")
+    asked = [cell for cell in _distinct(lookup, "task", "tokens") if cell[0] == "passkey"]
+    scores = {(entry["way"], entry["tokens"]): entry for entry in text}
+    found = {(entry["way"], entry["task"], entry["tokens"]): entry for entry in lookup}
+    rows = [
+        [way, *(_change(scores[way, tokens]) for tokens in lengths)]
+        + [_of("correct", found[way, *cell]) for cell in asked]
+        for way in SHORT
+    ]
+    header = [f"perplexity, {tokens:,} tokens" for tokens in lengths] + [f"passkeys, {at:,}" for _, at in asked]
+    return f"{markdown_table(['', *header], rows)}\n\n{_note(results['text']['where'])}"
+
+
+def text_table(entries: Entries) -> str:
+    """A row per way: at each length perplexity, its change with one standard error, and divergence from dense."""
+    lengths = _distinct(entries, "tokens")
+    found = {(entry["way"], entry["tokens"]): entry for entry in entries}
+    rows = []
+    for way in _distinct(entries, "way"):
+        cells = [found[way, tokens] for tokens in lengths]
+        shown = [f"{cell['perplexity']:.3f} ({_change(cell)}), KL {cell['kl']:.4f}" for cell in cells]
+        rows.append([way, f"{cells[-1]['bits']:g}", f"{cells[-1]['of_dense_bytes']:.3f}x", *shown])
+    header = ["bits", f"bytes, {lengths[-1]:,} tokens", *(f"{tokens:,} tokens" for tokens in lengths)]
+    return markdown_table(["way", *header], rows)
+
+
+def lookup_table(entries: Entries) -> str:
+    """A row per way: right answers for each task and length, and of those that dense gets right."""
+    cells = _distinct(entries, "task", "tokens")
+    found = {(entry["way"], entry["task"], entry["tokens"]): entry for entry in entries}
+    rows = [
+        [way, *(f"{_of('correct', entry)} ({entry['right_in_both']} of {entry['right_in_dense']})" for entry in line)]
+        for way in _distinct(entries, "way")
+        for line in [[found[way, *cell] for cell in cells]]
+    ]
+    return markdown_table(["way", *(f"{task}, {tokens:,} tokens" for task, tokens in cells)], rows)
+
+
+def answers_table(entries: Entries) -> str:
+    new, texts = entries[0]["new_tokens"], entries[0]["texts"]
+    rows = [
+        [entry["way"], f"{entry['equal_answers']} of {texts}", f"{entry['equal_tokens']:.1f} of {new}"]
+        for entry in entries
+    ]
+    header = f"answers to texts of {entries[0]['tokens']:,} tokens"
+    return markdown_table([header, f"first {new} tokens equal", "equal before the first other token"], rows)
+
+
+def layers_table(entries: Entries) -> str:
+    """A row per layer, and their means."""
+    lengths = _distinct(entries, "tokens")
+    keys = ("density", "missed", "truly_missed", "error")
+    by_length = {tokens: [entry for entry in entries if entry["tokens"] == tokens] for tokens in lengths}
+
+    def cells(layer: dict[str, float]) -> list[str]:
+        return [f"{layer['density']:.3f}", *(f"{100 * layer[key]:.2f} %" for key in keys[1:])]
+
+    rows = [
+        [str(layers[0]["layer"]), *(cell for layer in layers for cell in cells(layer))]
+        for layers in zip(*by_length.values())
+    ]
+    means = [{key: mean(layer[key] for layer in layers) for key in keys} for layers in by_length.values()]
+    rows.append(["mean", *(cell for each in means for cell in cells(each))])
+    names = ("density", "missed, estimate", "missed, true", "error")
+    return markdown_table(["layer", *(f"{name}, {tokens:,}" for tokens in lengths for name in names)], rows)
+
+
+def taus_table(quality: Entries, speed: Entries) -> str:
+    """A row per length and tau: what it costs the model, and what the operator gains by it."""
+    times = {(entry["tokens"], entry["tau"]): entry for entry in speed}
+    rows = []
+    for entry in quality:
+        timed = times[entry["tokens"], entry["tau"]]
+        rows.append(
+            [f"{entry['tokens']:,}", f"{entry['tau']:g}", f"{entry['density']:.3f}"]
+            + [f"{100 * entry['over_dense']:+.2f} %", f"{entry['kl']:.4f}", f"{100 * timed['error']:.1f} %"]
+            + [f"{timed['dense_seconds']:.3f}", f"{timed['s2o_seconds']:.3f}", f"**{timed['speedup']:.2f}x**"]
+        )
+    header = ["tokens", "tau", "density", "perplexity", "KL", "error of attention"]
+    return markdown_table([*header, "dense, s", "S2O, s", "over the faster dense dtype"], rows)
+
+
+def caches_table(text: Entries, lookup: Entries) -> str:
+    """A row per cache, by bits: divergence and perplexity of text behind it, and passkeys found in it."""
+    found = {entry["way"]: entry for entry in lookup}
+    rows = [
+        [entry["way"], f"{entry['bits']:g}", f"{entry['kl']:.4f}", _change(entry)]
+        + [f"{_of('correct', found[entry['way']])} ({found[entry['way']]['right_in_both']})"]
+        for entry in sorted(text, key=lambda entry: -entry["bits"])
+    ]
+    tokens, asked = text[0]["tokens"], lookup[0]
+    passkeys = f"passkeys, {asked['tokens']:,} tokens (of the {asked['right_in_dense']} that dense finds)"
+    return markdown_table(["cache", "bits", f"KL, {tokens:,} tokens", "perplexity", passkeys], rows)
+
+
+def padding_table(entries: Entries) -> str:
+    found = {(entry["way"], entry["pads"]): entry["kl"] for entry in entries}
+    pads = _distinct(entries, "pads")
+    rows = [[way, *(f"{found[way, count]:.4f}" for count in pads)] for way in _distinct(entries, "way")]
+    return markdown_table(["KL of the next tokens", *(f"{count} pads" for count in pads)], rows)
+
+
+# Name of the mark: the parts of the results that it shows, and how.
+TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
+    "text": (("text",), text_table),
+    "steps": (("steps",), text_table),
+    "lookup": (("lookup",), lookup_table),
+    "answers": (("answers",), answers_table),
+    "taus": (("taus", "speed"), taus_table),
+    "layers": (("layers",), layers_table),
+    "caches": (("cache_text", "cache_lookup"), caches_table),
+    "padding": (("padding",), padding_table),
+}
+
+
+def _distinct(entries: Entries, *keys: str) -> list:
+    """What stands under the keys, in order, each once."""
+    return list(dict.fromkeys(entry[keys[0]] if len(keys) == 1 else tuple(map(entry.get, keys)) for entry in entries))
+
+
+def _change(entry: dict) -> str:
+    return f"{100 * entry['over_dense']:+.2f} % ± {100 * entry['error']:.2f}" if entry["kl"] else "as it is"
+
+
+def _of(key: str, entry: dict) -> str:
+    return f"{entry[key]} of {entry['total']}"
+
+
+def _note(where: dict) -> str:
+    return f"{where['model']}; {place_note(where)}"
