@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..kernels.static.reference import PAD, Trie
-from .head import with_head
+from .wide import with_bits
 
 
 class Sorted(NamedTuple):
@@ -27,7 +27,7 @@ class Sorted(NamedTuple):
 
 def sort_sequences(tokens: np.ndarray, lengths: np.ndarray) -> Sorted:
     """Codes of `tokens [rows, L]`, sorted, each sequence once."""
-    codes, alphabet, alphabet_start = _encode(tokens, lengths)
+    codes, alphabet, alphabet_start = encode(tokens, lengths)
     order = np.lexsort(_sort_keys(codes, np.diff(alphabet_start)))
     codes = codes[order]
     is_new = np.ones(len(codes), dtype=bool)
@@ -62,13 +62,16 @@ def number_nodes(codes: np.ndarray, alphabet: np.ndarray, alphabet_start: np.nda
     last_level = np.full(len(first_sequence[-1]) + 1, below, dtype=np.int32)  # no children, and the closing bound
     parts = [alphabet, alphabet_start, codes, np.concatenate([*first_child, last_level])]
     parts += [np.concatenate(code), np.concatenate(first_sequence)]
-    head = torch.zeros(0, 0, dtype=torch.int32, device="cpu")
-    trie = Trie(*map(torch.from_numpy, parts), head, None, None, tuple(max(width, 1) for width in widths))
-    return with_head(trie)
+    no_bits = [torch.zeros(0, dtype=torch.int32, device="cpu")] * 3
+    trie = Trie(*map(torch.from_numpy, parts), *no_bits, None, None, tuple(max(width, 1) for width in widths))
+    return with_bits(trie)
 
 
-def _encode(tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every level gets codes of its own, its distinct tokens counted up: vocabularies are far wider than a level."""
+def encode(tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Codes, alphabet and its starts of `tokens [N, L]`. Every level gets codes of its own, its distinct tokens counted
+    up: vocabularies are far wider than a level.
+    """
     levels = []
     for level in range(tokens.shape[1]):
         is_there = lengths > level

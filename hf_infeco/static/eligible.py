@@ -3,7 +3,7 @@
 import torch
 
 from ..kernels.static.reference import PAD, Trie
-from .head import with_head
+from .wide import with_bits
 
 
 def propagate(trie: Trie, eligible: torch.Tensor, begin: torch.Tensor | None) -> Trie:
@@ -30,4 +30,4 @@ def propagate(trie: Trie, eligible: torch.Tensor, begin: torch.Tensor | None) ->
             counts = torch.nn.functional.pad(alive[children[0] : children[0] + total].cumsum(0), (1, 0))
             inside = counts[children - children[0]]
             alive[low:high] |= inside[1:] > inside[:-1]
-    return with_head(trie._replace(node_alive=alive, sequence_alive=sequence_alive))
+    return with_bits(trie._replace(node_alive=alive, sequence_alive=sequence_alive))

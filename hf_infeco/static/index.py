@@ -1,7 +1,6 @@
 """`StaticIndex`: the set of sequences that may be decoded, as a trie in CSR form."""
 
-import hashlib
-from collections.abc import Collection, Sequence
+import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -13,9 +12,11 @@ from ..kernels.static import reference
 from ..kernels.static.reference import PAD, Trie
 from .build import number_nodes, sort_sequences
 from .eligible import propagate
-from .items import ItemIds
+from .fingerprint import fingerprint
+from .items import Ids, ItemIds
+from .merge import eligible_codes, merge
 from .saving import Saved
-from .sequences import read_sequences
+from .sequences import as_array, read_chunk, read_sequences
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,21 +40,29 @@ class StaticIndex(Saved):
     eligible: torch.Tensor | None = None
 
     @classmethod
-    def build(cls, sequences: Any, *, vocab_size: int, item_ids: Sequence[Any] | None = None) -> Self:
+    def build(cls, sequences: Any, *, vocab_size: int, item_ids: Any = None) -> Self:
         """
         Sorts the sequences, drops repetitions and numbers the nodes; input of any order will do.
 
         Args:
-            sequences: 2-D integers (numpy, torch), a list of lists of integers of any lengths, or an iterator over
-                chunks of either, which shows its progress.
+            sequences: 2-D integers (numpy, torch, pandas), a list or column of lists of integers of any lengths, or an
+                iterator over chunks of either, which shows its progress.
             vocab_size (`int`): size of the model's vocabulary, `model.config.vocab_size`.
-            item_ids (`Sequence[int | str]`, *optional*): one id per sequence. Sequences may repeat: each keeps its id.
+            item_ids (*optional*): integers or strings, one per sequence, in a list, an array or a column of a table,
+                one after the other as they stand. Sequences may repeat: each keeps its id.
 
         Raises:
             ValueError, TypeError: for tokens out of range, an empty sequence or none, numbers that are no integers,
                 and ids that do not match; the message names the first one.
         """
-        return cls._from_rows(*read_sequences(sequences, vocab_size), vocab_size, item_ids)
+        vocab_size = operator.index(vocab_size)
+        ordered = sort_sequences(*read_sequences(sequences, vocab_size))
+        trie = number_nodes(ordered.codes, ordered.alphabet, ordered.alphabet_start)
+        ids = None
+        if item_ids is not None:
+            every = Ids.read(item_ids, len(ordered.order))
+            ids = ItemIds.arrange(every.take(ordered.order), ordered.order, ordered.rank)
+        return cls(vocab_size, trie, ids)
 
     # ------------------------------------------------------------ what is in it
 
@@ -77,22 +86,18 @@ class StaticIndex(Saved):
         return bool((self.trie.sequences[:, -1] == PAD).any())
 
     @cached_property
-    def closing_token(self) -> int | None:
-        """The one token that every sequence ends with, such as an end token that is part of them; None without one."""
-        codes, sizes = self.trie.sequences, (self.trie.sequences != PAD).sum(1)
-        last = self.trie.alphabet[self.trie.alphabet_start[sizes - 1] + codes.gather(1, sizes[:, None] - 1)[:, 0]]
-        return int(last[0]) if bool((last == last[0]).all()) else None
+    def inner_tokens(self) -> frozenset[int]:
+        """Tokens behind which some sequence goes on: as end tokens they would cut it off."""
+        found: set[int] = set()
+        for level in range(self.length - 1):
+            codes = self.trie.sequences[self.trie.sequences[:, level + 1] != PAD, level].long()
+            found.update(self.trie.alphabet[self.trie.alphabet_start[level] + codes.unique()].tolist())
+        return frozenset(found)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the sequences, the vocabulary and what is eligible: equal sets have equal ones, on any machine."""
-        digest = hashlib.sha256(
-            f"{self.vocab_size} {self.trie.sequences.dtype} {tuple(self.trie.sequences.shape)}".encode()
-        )
-        for tensor in (self.trie.alphabet, self.trie.alphabet_start, self.trie.sequences, self.eligible):
-            if tensor is not None:
-                digest.update(memoryview(tensor.cpu().contiguous().numpy()).cast("B"))
-        return digest.hexdigest()[:16]
+        """Names the vocabulary, the eligible sequences and their items' ids: equal sets have equal ones, anywhere."""
+        return fingerprint(self.vocab_size, self.trie, self.item_ids, self.eligible)
 
     @property
     def nbytes(self) -> int:
@@ -131,6 +136,7 @@ class StaticIndex(Saved):
 
     def items(self, rank: int) -> list[int | str]:
         """The eligible items of a sequence: their ids, or the rank itself where the index has none."""
+        rank = operator.index(rank)
         if not 0 <= rank < self.num_sequences:
             raise IndexError(f"rank={rank} is out of range: the index has {self.num_sequences} sequences.")
         if self.item_ids is None:
@@ -138,18 +144,36 @@ class StaticIndex(Saved):
         begin, end = self.item_ids.begin[rank : rank + 2].tolist()
         return [self.item_ids.at(at) for at in range(begin, end) if self.eligible is None or self.eligible[at]]
 
-    def sequences(self, ranks: torch.Tensor) -> torch.Tensor:
-        """Tokens of sequences by rank, int64 `[..., L]`, -1 behind the end of a shorter one and for rank -1."""
+    def sequences(self, ranks: Any) -> torch.Tensor:
+        """
+        Tokens of sequences by rank, int64 `[..., L]`, -1 behind the end of a shorter one and for rank -1. Ranks come
+        as a tensor, an array, a list or a number.
+        """
+        ranks = torch.as_tensor(ranks, device=self.device)
+        if ranks.is_floating_point() and ranks.numel():
+            raise TypeError(f"Ranks are {ranks.dtype}; they are integers.")
+        ranks = ranks.long()
+        if ranks.numel() and not -1 <= int(ranks.min()) <= int(ranks.max()) < self.num_sequences:
+            raise IndexError(
+                f"Ranks run from {int(ranks.min())} to {int(ranks.max())}; the index has {self.num_sequences} "
+                "sequences, ranked from 0, and -1 stands for none."
+            )
         codes = self.trie.sequences[ranks.clamp(min=0)].long()
         tokens = self.trie.alphabet[self.trie.alphabet_start[:-1] + codes.clamp(min=0)].long()
         return tokens.where((codes != PAD) & (ranks >= 0)[..., None], PAD)
 
-    def lookup(self, tokens: torch.Tensor) -> torch.Tensor:
+    def lookup(self, tokens: Any) -> torch.Tensor:
         """
         Rank of the eligible sequence that each row of `tokens [R, T]` begins with, the longest; int64 `[R]`, -1 if it
-        begins with none. What follows, such as an end token and padding, is not judged.
+        begins with none. What follows, such as an end token and padding, is not judged. Tokens come as for `build`,
+        and -1 is no token.
         """
-        trie, tokens = self.trie, tokens.to(self.device)
+        if not isinstance(tokens, torch.Tensor):
+            rows, lengths = read_chunk(tokens)
+            tokens = torch.from_numpy(np.where(np.arange(rows.shape[1]) < lengths[:, None], rows.astype(np.int64), -1))
+        if tokens.dim() != 2:
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; pass 2-D rows, [tokens] for a single one.")
+        trie, tokens = self.trie, tokens.to(self.device).long()
         node = torch.zeros(len(tokens), dtype=torch.int64, device=self.device)
         ranks = torch.full_like(node, -1)
         for depth in range(min(tokens.shape[1], self.length)):
@@ -162,45 +186,40 @@ class StaticIndex(Saved):
 
     # ------------------------------------------------------------ other indexes from this one
 
-    def subset(self, items: Collection[Any]) -> Self:
+    def subset(self, items: Any = None, *, ranks: Any = None) -> Self:
         """
         The index in which only some of the eligible items are left; it shares this one's memory.
 
         Args:
-            items: a bool mask over the items in the order of their ranks (`item_ids.tolist()`), or the items
-                themselves: ids, or ranks where the index has no ids.
+            items: ids, or a bool mask over the items in the order in which `build` got them (those that `extend` added
+                come last). Where the index has no `item_ids`, its items are its ranks, and a mask goes to `ranks`.
+            ranks: instead of `items`, ranks of sequences, or a bool mask over the sorted sequences.
         """
-        return self._with_eligible(self._mask(items))
+        return self._with_eligible(self._mask(items, ranks))
 
-    def without(self, items: Collection[Any]) -> Self:
+    def without(self, items: Any = None, *, ranks: Any = None) -> Self:
         """The index without some items, given as for `subset`."""
-        return self._with_eligible(~self._mask(items))
+        return self._with_eligible(~self._mask(items, ranks))
 
-    def extend(self, sequences: Any, *, item_ids: Sequence[Any] | None = None) -> Self:
+    def extend(self, sequences: Any, *, item_ids: Any = None) -> Self:
         """
-        The index with more sequences, given as for `build`: a new build from both, in which items that are no longer
-        eligible are left out for good.
+        The index with more sequences, given as for `build`, in which items that are no longer eligible are left out
+        for good. The new sequences are put between the sorted ones, which costs a copy of the index.
         """
         if (item_ids is None) != (self.item_ids is None):
             raise ValueError("An index is extended with item_ids if, and only if, it was built with them.")
-        keep = np.arange(self.num_items) if self.eligible is None else np.flatnonzero(self.eligible.numpy())
-        ranks = torch.from_numpy(keep)
+        new = sort_sequences(*read_sequences(sequences, self.vocab_size))
+        merged = merge(eligible_codes(self.trie), new)
+        trie = number_nodes(merged.codes, merged.alphabet, merged.alphabet_start)
+        ids = None
         if self.item_ids is not None:
-            ranks = torch.searchsorted(self.item_ids.begin.long(), ranks, right=True) - 1
-            known = self.item_ids.tolist()
-            item_ids = [*(known[at] for at in keep), *(item_ids or ())]
-        mine = self.sequences(ranks.to(self.device)).cpu().numpy()
-        more, more_lengths = read_sequences(sequences, self.vocab_size)
-        tokens = np.zeros((len(mine) + len(more), max(self.length, more.shape[1])), dtype=np.int32)
-        tokens[: len(mine), : self.length] = mine
-        tokens[len(mine) :, : more.shape[1]] = more
-        lengths = np.concatenate([(mine != PAD).sum(1), more_lengths])
-        return self._from_rows(tokens, lengths, self.vocab_size, item_ids)
+            more = Ids.read(item_ids, len(new.order)).take(new.order)
+            ids = self.item_ids.extend(self.eligible, merged.old_rank, more, new.order, merged.new_rank[new.rank])
+        return type(self)(self.vocab_size, trie.to(self.device), ids)
 
     def to(self, device: torch.device | str) -> Self:
         """The index with its trie on another device; item ids stay on the CPU."""
-        moved = [None if tensor is None else tensor.to(device) for tensor in self.trie[:-1]]
-        return replace(self, trie=Trie(*moved, self.trie.widths))
+        return replace(self, trie=self.trie.to(device))
 
     @property
     def device(self) -> torch.device:
@@ -208,38 +227,48 @@ class StaticIndex(Saved):
 
     # ------------------------------------------------------------ steps of the above
 
-    @classmethod
-    def _from_rows(cls, tokens: np.ndarray, lengths: np.ndarray, vocab_size: int, item_ids: Any) -> Self:
-        ordered = sort_sequences(tokens, lengths)
-        ids = None if item_ids is None else ItemIds.build(item_ids, ordered.order, ordered.rank)
-        return cls(vocab_size, number_nodes(ordered.codes, ordered.alphabet, ordered.alphabet_start), ids)
-
-    def _mask(self, items: Collection[Any]) -> np.ndarray:
+    def _mask(self, items: Any, ranks: Any) -> np.ndarray:
         """Bool `[items]` from what `subset` takes."""
-        given = np.asarray(items.cpu() if isinstance(items, torch.Tensor) else list(items))
-        if given.dtype == bool:
-            if given.shape != (self.num_items,):
-                raise ValueError(
-                    f"The mask has shape {given.shape}; it must hold one bool per item: {self.num_items}."
-                )
-            return given
-        if self.item_ids is not None:
-            return self.item_ids.mask(given.tolist())
-        ranks = np.unique(given.astype(np.int64))
-        if len(ranks) and (ranks[0] < 0 or ranks[-1] >= self.num_sequences):
+        if (items is None) == (ranks is None):
+            raise ValueError("Pass either items, or ranks=.")
+        given = as_array(items if ranks is None else ranks)
+        if ranks is None and self.item_ids is not None:
+            if given.dtype != bool:
+                return self.item_ids.mask(given)
+            return _flags(given, self.num_items, "items, in the order in which they were built")[self.item_ids.row]
+        if ranks is None and given.dtype == bool:
             raise ValueError(
-                f"Ranks run from {ranks[0]} to {ranks[-1]}; the index has {self.num_sequences} sequences and no "
-                "item_ids, so its items are the ranks from 0."
+                "A mask over items is in the order in which they were built, which an index without item_ids does not "
+                "keep: build it with item_ids=, such as range(n), or pass a mask over its sorted sequences as ranks=."
             )
-        mask = np.zeros(self.num_items, dtype=bool)
-        mask[ranks] = True
-        return mask
+        chosen = _flags(given, self.num_sequences, "sequences")
+        return chosen if self.item_ids is None else np.repeat(chosen, np.diff(self.item_ids.begin.numpy()))
 
     def _with_eligible(self, mask: np.ndarray) -> Self:
-        eligible = torch.from_numpy(mask.copy())
+        eligible = torch.from_numpy(mask)
         if self.eligible is not None:
-            eligible &= self.eligible
+            eligible = eligible & self.eligible
         if not eligible.any():
             raise ValueError("No item is left: an index needs at least one eligible item.")
+        if eligible.all() or (self.eligible is not None and torch.equal(eligible, self.eligible)):
+            return self
         begin = None if self.item_ids is None else self.item_ids.begin
         return replace(self, trie=propagate(self.trie, eligible, begin), eligible=eligible)
+
+
+def _flags(given: np.ndarray, count: int, what: str) -> np.ndarray:
+    """Bool `[count]` from a mask of that shape, or from places."""
+    if given.dtype == bool:
+        if given.shape != (count,):
+            raise ValueError(f"The mask has shape {given.shape}; it must hold one bool for each of {count} {what}.")
+        return given.copy()
+    if given.size and given.dtype.kind not in "iu":
+        raise TypeError(f"Ranks are integers or a mask, not {given.dtype} such as {given.flat[0]!r}.")
+    if given.size and (given.min() < 0 or given.max() >= count):
+        raise ValueError(
+            f"Ranks run from {given.min()} to {given.max()}; the index has {count} sequences, ranked from 0. Without "
+            "item_ids, its items are these ranks."
+        )
+    flags = np.zeros(count, dtype=bool)
+    flags[given.astype(np.int64)] = True
+    return flags

@@ -1,7 +1,9 @@
 """`StaticLogitsProcessor`: keeps `generate()` inside an index, whatever the decoding mode."""
 
+import operator
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from transformers import LogitsProcessor
@@ -10,8 +12,10 @@ from transformers.utils import logging
 from ..kernels.dispatch import choose
 from ..kernels.static.reference import DEAD
 from .index import StaticIndex
+from .sequences import as_tokens
 
 logger = logging.get_logger(__name__)
+SURPLUS = -1e8  # scores of a beam that stands for none: transformers' beams start with -1e9, but the first
 
 
 class StaticLogitsProcessor(LogitsProcessor):
@@ -28,10 +32,12 @@ class StaticLogitsProcessor(LogitsProcessor):
         index_ids (`Sequence[int]`, *optional*): with `indexes`, the one of each prompt in the batch.
         prompt_length (`int`, *optional*): length of `input_ids` when generation starts, left padding included: 1 for
             an encoder-decoder, 0 with `inputs_embeds`. A row is constrained from there on.
-        anchor_token_id (`int`, *optional*): instead of `prompt_length`, the token behind which a sequence starts. Rows
-            are free until the model or the prompt writes it, and again behind the sequence, for several in one output.
+        anchor_token_id (`int | list[int]`, *optional*): instead of `prompt_length`, the token behind which a sequence
+            starts, or several that must stand one after the other, such as those of "<item>". Rows are free until the
+            model or the prompt writes it, and again behind the sequence, for several in one output.
         eos_token_id (`int | list[int]`, *optional*): what may follow a whole sequence. Needed where sequences differ
-            in length and `prompt_length` is given, and where generation goes on behind a sequence's last token.
+            in length and `prompt_length` is given, even if each brings its end token along, and where generation goes
+            on behind a sequence's last token.
         in_place (`bool`, defaults to `True`): write into the scores that come in, which costs half as much in a wide
             vocabulary. Pass False for greedy search or sampling with `output_logits=True`, whose logits they are.
 
@@ -49,8 +55,8 @@ class StaticLogitsProcessor(LogitsProcessor):
         indexes: Sequence[StaticIndex] | None = None,
         index_ids: Sequence[int] | None = None,
         prompt_length: int | None = None,
-        anchor_token_id: int | None = None,
-        eos_token_id: int | list[int] | None = None,
+        anchor_token_id: int | Sequence[int] | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         in_place: bool = True,
     ):
         if (index is None) == (indexes is None) or (indexes is None) != (index_ids is None):
@@ -59,9 +65,10 @@ class StaticLogitsProcessor(LogitsProcessor):
             raise ValueError("Pass either prompt_length= or anchor_token_id=, to say where a sequence starts.")
         self.indexes = [index] if index is not None else list(indexes or ())
         self.index_ids = None if index_ids is None else torch.as_tensor(index_ids, device="cpu")
-        self.prompt_length, self.anchor_token_id, self.in_place = prompt_length, anchor_token_id, in_place
-        ends = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
-        self.end_tokens = torch.tensor(ends, dtype=torch.int64, device="cpu")
+        self.prompt_length = None if prompt_length is None else operator.index(prompt_length)
+        self.anchor = torch.tensor(as_tokens(anchor_token_id, "anchor_token_id"), dtype=torch.int64, device="cpu")
+        self.end_tokens = torch.tensor(as_tokens(eos_token_id, "eos_token_id"), dtype=torch.int64, device="cpu")
+        self.in_place = in_place
         self._check_settings()
         self._dead_rows: torch.Tensor | int = 0
         self._seen: torch.Tensor | None = None  # input_ids of the last call, to tell a draft from a stale prompt
@@ -71,21 +78,39 @@ class StaticLogitsProcessor(LogitsProcessor):
         """Rows met so far whose tokens left the index: surplus beams, and drafts that will be rejected."""
         return int(self._dead_rows)
 
-    def valid(self, sequences: torch.Tensor) -> torch.Tensor:
+    def valid(self, output: Any) -> torch.Tensor:
         """
-        Which rows of `generate`'s output `[R, T]` hold a whole sequence behind the prompt or the last anchor, bool
-        `[R]`. With fewer sequences than beams, the surplus rows of a beam search hold none or repeat one; their
-        `sequences_scores` are -1e9.
+        Which rows of `generate`'s output, its `sequences [R, T]`, hold a whole sequence behind the prompt or the last
+        anchor, bool `[R]`. With fewer sequences than beams, the surplus rows of a beam search hold none or repeat one;
+        their `sequences_scores` are -1e9.
         """
-        start, row_index = self._starts(sequences), self._row_index(len(sequences))
-        found = torch.zeros(len(sequences), dtype=torch.bool, device=sequences.device)
-        for number, index in enumerate(self.indexes):
-            span = torch.arange(index.length, device=sequences.device)
-            position = start.clamp(min=0)[:, None] + span
-            is_there = (position < sequences.shape[1]) & (start >= 0)[:, None]
-            tokens = sequences.gather(1, position.clamp(max=sequences.shape[1] - 1)).where(is_there, -1)
-            ranks = index.lookup(tokens).to(found.device)
-            found |= (ranks >= 0) & (row_index == number)
+        sequences = _sequences(output)
+        start = self._starts(sequences)
+        return (self._ranks(sequences, torch.arange(len(start), device=start.device), start) >= 0) & (start >= 0)
+
+    def items(self, output: Any) -> list[list[int | str]]:
+        """
+        The items that each row of `generate`'s output holds, behind the prompt or behind each of its anchors, in
+        order.
+
+        Args:
+            output: what `generate` returned: `sequences [R, T]`, or an object that has them. Where it has
+                `sequences_scores` too, the surplus rows of a beam search have no items.
+        """
+        sequences = _sequences(output)
+        if self.prompt_length is None:
+            row, start = self._behind_anchors(sequences).nonzero(as_tuple=True)
+        else:
+            row, start = torch.arange(len(sequences), device=sequences.device), self._starts(sequences)
+        number, ranks = self._row_index(len(sequences)), self._ranks(sequences, row, start).tolist()
+        scores = getattr(output, "sequences_scores", None)
+        is_surplus = (
+            torch.zeros(len(sequences), dtype=torch.bool, device="cpu") if scores is None else scores <= SURPLUS
+        )
+        found: list[list[int | str]] = [[] for _ in range(len(sequences))]
+        for at, rank in zip(row.tolist(), ranks, strict=True):
+            if rank >= 0 and not is_surplus[at]:
+                found[at] += self.indexes[int(number[at])].items(rank)
         return found
 
     @torch.no_grad()
@@ -101,7 +126,7 @@ class StaticLogitsProcessor(LogitsProcessor):
                 mine = start.where(self._row_index(len(start)) == number, -1)
             kernels = choose("static_constrain", scores.device).module
             scores, node, is_blocked = kernels.constrain(
-                index.trie, input_ids, mine, scores, end_tokens, self.anchor_token_id is not None
+                index.trie, input_ids, mine, scores, end_tokens, self.prompt_length is None
             )
             dead.append(node == DEAD)
             blocked.append(is_blocked)
@@ -112,8 +137,9 @@ class StaticLogitsProcessor(LogitsProcessor):
         if not is_blocked.is_cuda and is_blocked.any():  # no wait for the device just to warn
             logger.warning_once(
                 "Another logits processor forbids every token with which a row could go on in the index; the row goes "
-                "on all the same, with the lowest score. min_new_tokens, no_repeat_ngram_size, repetition penalties "
-                "and bad_words_ids of the generation config can do that."
+                "on all the same, with a score of -1e9. min_new_tokens, no_repeat_ngram_size, repetition penalties, "
+                "bad_words_ids, forced_bos_token_id and forced_eos_token_id of the generation config can do that; the "
+                "last forces its token at max_length, so leave room for one token behind the sequence."
             )
         return scores
 
@@ -123,9 +149,8 @@ class StaticLogitsProcessor(LogitsProcessor):
         """Position of each row's first constrained token, int64 `[R]`; -1 for a row without an anchor."""
         rows, length = input_ids.shape
         if self.prompt_length is None:
-            position = torch.arange(1, length + 1, device=input_ids.device)
-            behind = torch.where(input_ids == self.anchor_token_id, position, -1)
-            return behind.amax(1) if length else behind.new_full((rows,), -1)
+            position = torch.arange(length + 1, device=input_ids.device)
+            return torch.where(self._behind_anchors(input_ids), position, -1).amax(1)
         if length < self.prompt_length:
             raise ValueError(
                 f"prompt_length={self.prompt_length}, but input_ids hold {length} tokens: make a processor for each "
@@ -133,6 +158,25 @@ class StaticLogitsProcessor(LogitsProcessor):
                 "inputs_embeds), or one with anchor_token_id=."
             )
         return torch.full((rows,), self.prompt_length, dtype=torch.int64, device=input_ids.device)
+
+    def _behind_anchors(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Whether an anchor ends right before each position, up to that behind the last token; bool `[R, T + 1]`."""
+        (rows, length), size = input_ids.shape, len(self.anchor)
+        behind = torch.zeros(rows, length + 1, dtype=torch.bool, device=input_ids.device)
+        if length >= size:
+            behind[:, size:] = (input_ids.unfold(1, size, 1) == self.anchor.to(input_ids.device)).all(2)
+        return behind
+
+    def _ranks(self, sequences: torch.Tensor, row: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        """Rank of the sequence that begins at position `start [n]` of rows `row [n]`, int64; -1 if none does."""
+        found = torch.full_like(start, -1)
+        index_of = self._row_index(len(sequences)).to(row.device)[row]
+        for number, index in enumerate(self.indexes):
+            position = start.clamp(min=0)[:, None] + torch.arange(index.length, device=start.device)
+            tokens = sequences[row[:, None], position.clamp(max=max(sequences.shape[1] - 1, 0))]
+            ranks = index.lookup(tokens.where(position < sequences.shape[1], -1)).to(found.device)
+            found = ranks.where(index_of == number, found)
+        return found
 
     def _row_index(self, rows: int) -> torch.Tensor:
         """Number of each row's index, `[R]`; a prompt's beams or samples are neighbouring rows."""
@@ -151,24 +195,23 @@ class StaticLogitsProcessor(LogitsProcessor):
     def _check_settings(self) -> None:
         if self.prompt_length is not None and self.prompt_length < 0:
             raise ValueError(f"prompt_length={self.prompt_length} must be at least 0.")
+        if self.prompt_length is None and len(self.anchor) == 0:
+            raise ValueError("anchor_token_id=[] holds no token behind which a sequence could start.")
         if self.index_ids is not None and not all(0 <= number < len(self.indexes) for number in self.index_ids):
             raise ValueError(f"index_ids={self.index_ids.tolist()} must each name one of {len(self.indexes)} indexes.")
         for index in self.indexes:
-            ends_itself = not index.is_variable or index.closing_token is not None
-            if not ends_itself and len(self.end_tokens) == 0 and self.prompt_length is not None:
+            if index.is_variable and len(self.end_tokens) == 0 and self.prompt_length is not None:
                 raise ValueError(
                     "The index holds sequences of several lengths, so eos_token_id= is needed: it is how a row says "
-                    "that its sequence ends here. It may also be the last token of every sequence."
+                    "that its sequence ends here, and how generate() knows. Where every sequence brings its end token "
+                    "along, pass that."
                 )
             for token in self.end_tokens.tolist():
-                if not 0 <= token < index.vocab_size:
-                    raise ValueError(
-                        f"eos_token_id={token} lies outside the index's vocabulary of {index.vocab_size}."
-                    )
-            if self.anchor_token_id is not None and (index.trie.alphabet == self.anchor_token_id).any():
+                _check_end_token(index, token)
+            if _occurs_within(index, self.anchor.tolist()):
                 raise ValueError(
-                    f"anchor_token_id={self.anchor_token_id} is a token of the index; an anchor must not occur within "
-                    "a sequence, which it would start anew."
+                    f"anchor_token_id={self.anchor.tolist()} occurs within a sequence of the index, which it would "
+                    "start anew: choose an anchor that no sequence holds."
                 )
 
     def _refuse_stale_prompt(self, input_ids: torch.Tensor, num_dead: torch.Tensor) -> None:
@@ -188,6 +231,12 @@ class StaticLogitsProcessor(LogitsProcessor):
             )
 
 
+def _sequences(output: Any) -> torch.Tensor:
+    """The token ids `[R, T]` in what `generate` returned, on the device where they are."""
+    sequences = getattr(output, "sequences", output)
+    return sequences if isinstance(sequences, torch.Tensor) else torch.as_tensor(sequences, device="cpu")
+
+
 def _check_match(index: StaticIndex, scores: torch.Tensor) -> None:
     if scores.shape[1] != index.vocab_size:
         raise ValueError(
@@ -199,3 +248,32 @@ def _check_match(index: StaticIndex, scores: torch.Tensor) -> None:
             f"The index is on {index.device}, the scores on {scores.device}: move it with "
             f"index.to({str(scores.device)!r})."
         )
+
+
+def _check_end_token(index: StaticIndex, token: int) -> None:
+    if not 0 <= token < index.vocab_size:
+        raise ValueError(f"eos_token_id={token} lies outside the index's vocabulary of {index.vocab_size}.")
+    if (index.trie.alphabet == token).any() and token in index.inner_tokens:
+        logger.warning_once(
+            f"eos_token_id={token} stands inside sequences of the index: generate() ends there, and these sequences "
+            "never come out whole. Leave them out of the index, or use constrained_beam_search, which reads on."
+        )
+
+
+def _occurs_within(index: StaticIndex, anchor: list[int]) -> bool:
+    """Whether an anchor can end within a sequence of the index: all of it there, or the first part before it."""
+    trie, bounds = index.trie, index.trie.alphabet_start.tolist()
+    if not anchor or not (trie.alphabet == anchor[-1]).any():
+        return False
+    for last in range(trie.length):  # the position of the anchor's last token in the sequence
+        found = torch.ones(len(trie.sequences), dtype=torch.bool, device=trie.code.device)
+        for back, token in enumerate(reversed(anchor)):
+            level = last - back
+            if level < 0:  # the end of the anchor that the sequence stands behind
+                found &= anchor[level] == token if -level <= len(anchor) else False
+                continue
+            code = (trie.alphabet[bounds[level] : bounds[level + 1]] == token).nonzero()
+            found &= trie.sequences[:, level] == code[0, 0] if len(code) else torch.zeros_like(found)
+        if found.any():
+            return True
+    return False

@@ -1,9 +1,11 @@
 """`constrained_beam_search`: a beam search that looks at nothing but what the index allows."""
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     EosTokenCriteria,
@@ -17,6 +19,7 @@ from transformers import (
 from .beams import Beams
 from .forward import Forward
 from .index import StaticIndex
+from .sequences import as_tokens
 
 NORMALIZATIONS = ("vocabulary", "level")
 KNOWN_CRITERIA = (MaxLengthCriteria, EosTokenCriteria)  # the index says where a sequence ends
@@ -50,7 +53,7 @@ class ConstrainedBeams:
 
 def constrained_beam_search(
     model: PreTrainedModel,
-    inputs: torch.Tensor | Mapping[str, Any],
+    inputs: Any,
     index: StaticIndex,
     num_beams: int = 70,
     *,
@@ -66,7 +69,8 @@ def constrained_beam_search(
     ranked and not the whole vocabulary. Patched models keep their cache and attention.
 
     Args:
-        inputs: input ids `[B, T]` or a mapping of the model's inputs, as a tokenizer returns it; pad on the left.
+        inputs: input ids `[B, T]` or a mapping of the model's inputs, as a tokenizer returns it, in tensors, arrays or
+            lists; pad on the left.
         num_beams (`int`, defaults to 70): beams per prompt, and sequences returned.
         normalize (`str`, defaults to "vocabulary"): what a token's probability is relative to: the whole vocabulary,
             or the tokens that occur at this level of the index ("level"), for which the head computes no others.
@@ -75,7 +79,11 @@ def constrained_beam_search(
         generate_kwargs: passed on to `generate`, such as a cache. Sampling, penalties and other logits
             processors do not apply and raise an error.
     """
-    inputs = {"input_ids": inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
+    given = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
+    is_plain = {name: isinstance(value, list | np.ndarray) for name, value in given.items()}
+    inputs = {
+        name: torch.as_tensor(value, device=model.device) if is_plain[name] else value for name, value in given.items()
+    }
     settings = {"do_sample": False, "max_new_tokens": index.length + 1, **generate_kwargs}
     return model.generate(
         **inputs,
@@ -101,7 +109,9 @@ def static_generate(
     **model_kwargs: Any,
 ) -> ConstrainedBeams:
     """`constrained_beam_search` as `generate(custom_generate=static_generate, index=index, num_beams=70)`."""
+    num_beams = operator.index(num_beams)
     _check_settings(logits_processor, stopping_criteria, generation_config, num_beams, normalize)
+    eos_token_id = _end_token(eos_token_id, index)
     if index.device != input_ids.device:
         raise ValueError(f"The index is on {index.device}, the inputs on {input_ids.device}: move it with index.to().")
     forward = Forward(model, input_ids, generation_config, model_kwargs)
@@ -126,6 +136,16 @@ def static_generate(
         if eos_token_id is None:
             beams.finish(index.length)
     return ConstrainedBeams(beams.found_ranks, beams.found_scores, index.sequences(beams.found_ranks), index)
+
+
+def _end_token(eos_token_id: Any, index: StaticIndex) -> int | None:
+    tokens = as_tokens(eos_token_id, "eos_token_id")
+    if len(tokens) > 1 or not all(0 <= token < index.vocab_size for token in tokens):
+        raise ValueError(
+            f"eos_token_id={eos_token_id} must be one token of the index's vocabulary of {index.vocab_size}: the one "
+            "with which the model ends a sequence."
+        )
+    return tokens[0] if tokens else None
 
 
 def _check_settings(

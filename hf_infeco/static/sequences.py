@@ -10,6 +10,29 @@ from transformers.utils import logging
 PADDING = 0  # stands behind the end of a shorter sequence; lengths tell what is read
 
 
+def as_array(values: Any) -> np.ndarray:
+    """What an array, a tensor, a column of a table or a list holds, one value after the other."""
+    if isinstance(values, torch.Tensor):
+        return values.numpy(force=True)
+    if hasattr(values, "to_numpy"):  # a table's own index would be looked up instead of a place
+        values = values.to_numpy()
+    if isinstance(values, np.ndarray):
+        return values
+    values = list(values)
+    is_text = any(isinstance(value, str) for value in values)
+    return np.array(values, dtype=object) if is_text else np.asarray(values)
+
+
+def as_tokens(value: Any, name: str) -> list[int]:
+    """One token, or several in a list, an array or a tensor; none for None. `name` is what the caller calls them."""
+    if value is None:
+        return []
+    tokens = np.atleast_1d(value.numpy(force=True) if isinstance(value, torch.Tensor) else np.asarray(value))
+    if tokens.ndim != 1 or (len(tokens) and tokens.dtype.kind not in "iu"):
+        raise TypeError(f"{name}={value!r} is no token, and no list of tokens, which are integers.")
+    return tokens.tolist()
+
+
 def read_sequences(sequences: Any, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """
     Sequences in any of the accepted forms, as `(tokens [N, L], lengths [N])`; a chunk is narrowed as soon as it is
@@ -23,11 +46,11 @@ def read_sequences(sequences: Any, vocab_size: int) -> tuple[np.ndarray, np.ndar
         TypeError: for anything that is no integer.
         ValueError: for tokens out of range, an empty sequence, or none at all.
     """
-    if vocab_size < 1:
-        raise ValueError(f"vocab_size={vocab_size} must be at least 1: pass the size of the model's vocabulary.")
+    if not 1 <= vocab_size <= 2**31:
+        raise ValueError(f"vocab_size={vocab_size} must be 1 to 2**31: pass the size of the model's vocabulary.")
     chunks, offset = [], 0
     for chunk in _chunks(sequences):
-        tokens, lengths = _read_chunk(chunk)
+        tokens, lengths = read_chunk(chunk)
         _check(tokens, lengths, vocab_size, offset)
         chunks.append((tokens.astype(np.uint16 if vocab_size <= 2**16 else np.int32, copy=False), lengths))
         offset += len(tokens)
@@ -52,10 +75,10 @@ def _chunks(sequences: Any) -> Iterator[Any]:
     return iter(logging.tqdm(sequences, desc="Reading sequences", unit=" chunks"))
 
 
-def _read_chunk(chunk: Any) -> tuple[np.ndarray, np.ndarray]:
+def read_chunk(chunk: Any) -> tuple[np.ndarray, np.ndarray]:
     """One array, or one list of sequences, as tokens `[n, longest]` and lengths `[n]`."""
-    if isinstance(chunk, torch.Tensor):
-        chunk = chunk.numpy(force=True)
+    if isinstance(chunk, torch.Tensor) or hasattr(chunk, "to_numpy"):
+        chunk = as_array(chunk)
     if isinstance(chunk, np.ndarray) and chunk.dtype != object:
         if not np.issubdtype(chunk.dtype, np.integer):
             raise TypeError(f"Sequences are {chunk.dtype}; tokens are integers. Convert them, say with .astype(int).")
@@ -71,7 +94,9 @@ def _read_one(sequence: Iterable[int]) -> np.ndarray:
         raise ValueError(f"{sequence!r} is no sequence of tokens: pass a list of lists, or an iterator over chunks.")
     if len(tokens) and not np.issubdtype(tokens.dtype, np.integer):
         raise TypeError(f"The sequence {sequence!r} holds {tokens.dtype}; tokens are integers.")
-    return tokens
+    if tokens.dtype == np.uint64 and len(tokens) and tokens.max() >= 2**63:
+        raise ValueError(f"The sequence {sequence!r} holds {tokens.max()}, which is no token of any vocabulary.")
+    return tokens.astype(np.int64, copy=False)
 
 
 def _pad(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,10 @@ the walk goes level by level through all rows, in loops that first only read, wh
 rows' memory at once. Only children that are there are searched, within bounds that a full node narrows to a few
 places; where much of a level is legal, a bit is read for each token. And a row's scores are filled once, the rows
 divided among threads where they are wide.
+
+An index may be mapped from a file that was damaged. Every place that is read out of one is therefore held within the
+array that it is a place of: such a file decodes to wrong tokens, which `hf-infeco index check` finds, and never
+reaches beyond its arrays.
 """
 
 from typing import NamedTuple
@@ -15,7 +19,7 @@ import torch
 
 from ..jit import jit, on_threads, take_next
 from . import reference
-from .reference import DEAD, DONE, FREE, NO_CODE, PAD, Trie
+from .reference import DEAD, DONE, FREE, NO_CODE, PAD, Trie, blocked_score
 
 ALL = np.zeros(0, dtype=np.bool_)  # stands for "all are alive": compiled code wants one type
 LARGE = 2**21  # scores from which on threads pay for being woken
@@ -30,7 +34,9 @@ class Arrays(NamedTuple):
     first_child: np.ndarray
     code: np.ndarray
     first_sequence: np.ndarray
-    head: np.ndarray
+    wide: np.ndarray
+    wide_start: np.ndarray
+    wide_bits: np.ndarray
     node_alive: np.ndarray
     sequence_alive: np.ndarray
 
@@ -64,8 +70,7 @@ def constrain(
     places = Places(node.numpy(), depth, begin, end, following, np.empty(rows, np.bool_))
     # A view with strides would be compiled again.
     _walk(arrays, tokens.contiguous().numpy(), start.contiguous().numpy(), places)
-    width, lowest = max(trie.widths) + len(end_tokens), torch.finfo(scores.dtype).min
-    rest = (end_tokens.numpy(), free_after, width, lowest, scores.numpy(), is_blocked.numpy())
+    rest = (end_tokens.numpy(), free_after, blocked_score(scores.dtype), scores.numpy(), is_blocked.numpy())
     on_threads(_keep_legal, (arrays, places, *rest), rows if scores.numel() >= LARGE else 1)
     return scores, node, is_blocked
 
@@ -115,7 +120,9 @@ def _read(trie, places, codes, looks):
     last, length, all_alive = len(code) - 1, sequences.shape[1], len(sequence_alive) == 0
     for row in range(len(codes)):
         at = max(node[row], 0)
-        begin[row], end[row], following[row] = first_child[at], first_child[at + 1], first_sequence[at]
+        begin[row] = min(max(first_child[at], 0), last + 1)
+        end[row] = min(max(first_child[at + 1], 0), last + 1)
+        following[row] = min(max(first_sequence[at], 0), len(sequences) - 1)
     for row in range(len(codes)):
         middle = (begin[row] + min(end[row], begin[row] + codes[row] + 1)) >> 1
         looks[row] = code[min(max(middle, 0), last)]
@@ -165,11 +172,15 @@ def _find(values, low, high, wanted, least, most):
 
 
 @jit()
-def _keep_legal(counter, trie, places, end_tokens, free_after, width, lowest, scores, is_blocked):
+def _keep_legal(counter, trie, places, end_tokens, free_after, lowest, scores, is_blocked):
     """Fills each row's scores but those of legal tokens; where nothing may follow, a row keeps its scores."""
-    node, whole, depth, begin, end = places.node, places.whole, places.depth, places.begin, places.end
-    head, alphabet, alphabet_start, length = trie.head, trie.alphabet, trie.alphabet_start, trie.sequences.shape[1]
-    legal, kept, single = np.empty(width, np.int32), np.empty(width, scores.dtype), np.empty(1, trie.code.dtype)
+    node, whole, depth = places.node, places.whole, places.depth
+    code, wide, wide_start, wide_bits = trie.code, trie.wide, trie.wide_start, trie.wide_bits
+    alphabet, alphabet_start, length = trie.alphabet, trie.alphabet_start, trie.sequences.shape[1]
+    most = len(end_tokens)
+    for level in range(length):
+        most = max(most, alphabet_start[level + 1] - alphabet_start[level] + len(end_tokens))
+    legal, kept, single = np.empty(most, np.int32), np.empty(most, scores.dtype), np.empty(1, trie.code.dtype)
     row = take_next(counter)
     while row < len(scores):
         at, may_end = node[row], whole[row] or node[row] < 0
@@ -177,20 +188,22 @@ def _keep_legal(counter, trie, places, end_tokens, free_after, width, lowest, sc
             level = min(depth[row], length - 1)
             tokens = alphabet[alphabet_start[level] : alphabet_start[level + 1]]
             ends = end_tokens if may_end else end_tokens[:0]
-            is_run = tokens[-1] - tokens[0] == len(tokens) - 1
-            if is_run and 0 <= at < len(head) and begin[row] < end[row]:
-                is_blocked[row] = _keep_bits(head[at], tokens, ends, lowest, scores[row], kept)
+            number = _find(wide, 0, len(wide), at, 0, len(code) - 1)
+            words = wide_bits[:0] if number < 0 else wide_bits[wide_start[number] : wide_start[number + 1]]
+            if number >= 0 and 32 * len(words) > tokens[-1] - tokens[0]:
+                is_blocked[row] = _keep_bits(words, tokens, ends, lowest, scores[row], kept)
             else:
-                codes, alive = _legal_codes(trie, places, row, single)
+                codes, alive = _legal_codes(trie, places, row, len(tokens), single)
                 is_blocked[row] = _keep_few(codes, alive, tokens, ends, lowest, scores[row], kept, legal)
         row = take_next(counter)
 
 
 @jit()
-def _legal_codes(trie, places, row, single):
-    """The codes that may follow a state, and which of them are alive; `ALL` for all."""
+def _legal_codes(trie, places, row, size, single):
+    """The codes that may follow a state at a level with `size` tokens, and which of them are alive; `ALL` for all."""
     begin, end, following = places.begin[row], places.end[row], places.following[row]
     if places.node[row] >= 0 and begin < end:
+        end = min(end, begin + size)
         return trie.code[begin:end], trie.node_alive[begin:end]
     single[0] = following
     count = 1 if places.node[row] >= 0 and following != PAD else 0
@@ -200,10 +213,10 @@ def _legal_codes(trie, places, row, single):
 @jit()
 def _keep_few(codes, alive, tokens, ends, lowest, scores, kept, legal):
     """Takes the legal tokens' scores out, fills the row and puts them back. Returns whether all of them were -inf."""
-    count = 0
+    count, last = 0, len(tokens) - 1
     for i in range(len(codes)):
         if len(alive) == 0 or alive[i]:
-            legal[count] = tokens[codes[i]]
+            legal[count] = tokens[min(max(codes[i], 0), last)]
             count += 1
     for token in ends:
         legal[count] = token
@@ -223,25 +236,25 @@ def _keep_few(codes, alive, tokens, ends, lowest, scores, kept, legal):
 @jit()
 def _keep_bits(words, tokens, ends, lowest, scores, kept):
     """
-    Goes once through the level's part of the row, a run of `tokens`, with a bit for each legal one. Returns whether
-    all legal ones were -inf.
+    Goes once through the row from the first to the last of the level's `tokens`, with a bit for each legal one.
+    Returns whether all legal ones were -inf.
     """
     if len(ends) == 0 and not words.any():
         return False
     for i in range(len(ends)):
         kept[i] = scores[ends[i]]
-    first, size = tokens[0], len(tokens)
-    level = scores[first : first + size]
+    first, behind = tokens[0], tokens[-1] + 1
+    level = scores[first:behind]
     scores[:first] = -np.inf
-    scores[first + size :] = -np.inf
+    scores[behind:] = -np.inf
     _select(words, level)
     for i in range(len(ends)):
         scores[ends[i]] = kept[i]
     if not (_are_blocked(level) and _are_blocked(kept[: len(ends)])):
         return False
-    for code in range(size):
-        if words[code // 32] >> (code % 32) & 1:
-            level[code] = lowest
+    for i in range(len(level)):
+        if words[i // 32] >> (i % 32) & 1:
+            level[i] = lowest
     for token in ends:
         scores[token] = lowest
     return True

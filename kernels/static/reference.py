@@ -35,9 +35,11 @@ class Trie(NamedTuple):
             `first_child[n + 1]`. A node has none if only one sequence begins with it.
         code (`torch.Tensor` of int16 or int32, `[M]`): code of the last token of a node's prefix; the root has none.
         first_sequence (`torch.Tensor` of int32, `[M]`): rank of the first sequence that begins with the prefix.
-        head (`torch.Tensor` of int32, `[H, W]`): of the first H nodes, which have much of their level for children, a
-            bit for each code that may follow, from the lowest bit of the first of W words on. It says nothing new: it
-            is what a fast path reads instead of thousands of children.
+        wide (`torch.Tensor` of int32, `[W]`): the nodes that have much of their level for children, ascending.
+        wide_start (`torch.Tensor` of int32, `[W + 1]`): where the bits of each begin in `wide_bits`.
+        wide_bits (`torch.Tensor` of int32): of each wide node, a bit for every token from the first to the last of its
+            level, set if it may follow, from the lowest bit of the first word on. They say nothing new: they are what
+            a fast path reads instead of thousands of children.
         node_alive (`torch.Tensor` of bool, `[M]`, *optional*): nodes with an eligible sequence; None means all.
         sequence_alive (`torch.Tensor` of bool, `[N]`, *optional*): eligible sequences; None means all.
         widths (`tuple[int, ...]`): most children of a node at each depth, 1 if there are only tails (B_l).
@@ -49,7 +51,9 @@ class Trie(NamedTuple):
     first_child: torch.Tensor
     code: torch.Tensor
     first_sequence: torch.Tensor
-    head: torch.Tensor
+    wide: torch.Tensor
+    wide_start: torch.Tensor
+    wide_bits: torch.Tensor
     node_alive: torch.Tensor | None
     sequence_alive: torch.Tensor | None
     widths: tuple[int, ...]
@@ -58,6 +62,11 @@ class Trie(NamedTuple):
     def length(self) -> int:
         """L, the length of the longest sequence."""
         return self.sequences.shape[1]
+
+    def to(self, device: torch.device | str) -> "Trie":
+        """The trie on a device."""
+        there = zip(self._fields[:-1], self[:-1], strict=True)
+        return self._replace(**{name: part.to(device) for name, part in there if part is not None})
 
     def levels(self) -> list[tuple[int, int]]:
         """The first node of each depth from 0 to L, and the one behind the last. Reads the tensors: not in a loop."""
@@ -156,8 +165,8 @@ def constrain(
     Scores in which only legal tokens are left, the others -inf.
 
     A whole sequence may be followed by `end_tokens`, and so may rows that are `DONE` or `DEAD`. `FREE` rows, and those
-    that nothing may follow, keep their scores. Where every legal token came in as -inf, they get the lowest finite
-    number instead, so that no row is ever all -inf.
+    that nothing may follow, keep their scores. Where every legal token came in as -inf, they get `blocked_score`
+    instead, so that no row is ever all -inf.
 
     Args:
         tokens, start: see `walk`.
@@ -186,7 +195,15 @@ def constrain(
             is_free |= whole
     kept = scores.masked_fill(~(allowed | is_free[:, None]), float("-inf"))
     is_blocked = (kept.amax(1) == float("-inf")) & ~is_free
-    return kept.masked_fill(allowed & is_blocked[:, None], torch.finfo(scores.dtype).min), node, is_blocked
+    return kept.masked_fill(allowed & is_blocked[:, None], blocked_score(scores.dtype)), node, is_blocked
+
+
+def blocked_score(dtype: torch.dtype) -> float:
+    """
+    What tokens get that were forbidden though nothing else is legal: below every score that is meant, and far enough
+    from the lowest number that a temperature below 1 or a sum over steps does not make it -inf.
+    """
+    return max(-1e9, torch.finfo(dtype).min / 64)
 
 
 # ---------------------------------------------------------------- sorted searches

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from . import reference
-from .reference import DEAD, DONE, FREE, PAD, Trie
+from .reference import DEAD, DONE, FREE, PAD, Trie, blocked_score
 
 BLOCK = 1024  # places compared, and scores filled, at a time
 _DEAD, _DONE, _FREE, _PAD = (tl.constexpr(value) for value in (DEAD, DONE, FREE, PAD))
@@ -192,7 +192,7 @@ def _constrain(
     _constrain_row[(rows,)](
         alphabet, alphabet_start, sequences, first_child, code, first_sequence, *alive,
         tokens.contiguous(), start.contiguous(), scores, end_tokens, out, states, blocked.view(torch.uint8),
-        tokens.shape[1], vocab_size, len(end_tokens), torch.finfo(scores.dtype).min,
+        tokens.shape[1], vocab_size, len(end_tokens), blocked_score(scores.dtype),
         LENGTH=sequences.shape[1], FREE_AFTER=free_after, BLOCK=BLOCK,
         BLOCK_ENDS=triton.next_power_of_2(max(len(end_tokens), 1)), num_warps=8,
     )  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_infeco.kernels.static import cpu, reference
-from hf_infeco.static import StaticIndex
+from hf_infeco.static import StaticIndex, wide
 
 from ..static.catalogues import EOS, VOCAB, random_index
 from .test_static_reference import SHAPES, prefixes
@@ -34,7 +34,7 @@ def test_the_compiled_path_equals_the_reference(shape, ends, free_after):
 def test_the_compiled_path_equals_the_reference_on_a_subset():
     index, sequences = random_index(5, variable=True)
     generator = torch.Generator().manual_seed(0)
-    subset = index.subset(torch.rand(index.num_items, generator=generator) < 0.2)
+    subset = index.subset(ranks=torch.rand(index.num_items, generator=generator) < 0.2)
     tokens, start = prefixes(sequences, seed=5)
     assert_same(subset, tokens, start, torch.randn(len(tokens), VOCAB), torch.tensor([EOS]), False)
 
@@ -56,29 +56,44 @@ def test_token_ids_may_be_a_view_with_strides():
     assert_same(index, wide, start, torch.randn(len(tokens), VOCAB), torch.tensor([EOS]), False)
 
 
-def wide_nodes() -> tuple[StaticIndex, list[list[int]]]:
-    """The root and the nodes below it have most of 70 tokens for children, so both levels have bits."""
+def wide_nodes(monkeypatch, step: int) -> tuple[StaticIndex, list[list[int]]]:
+    """Nodes of three levels have most of their level's tokens, every `step`-th of 20 to 90, for children: so, bits."""
+    monkeypatch.setattr(wide, "LEAST", 2)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.cartesian_prod(torch.arange(20, 90), torch.arange(20, 90), torch.arange(20, 22))
+    tokens = torch.cartesian_prod(*3 * [torch.arange(20, 90, step)])
     kept = tokens[torch.rand(len(tokens), generator=generator) < 0.8]
-    return StaticIndex.build(kept, vocab_size=VOCAB), kept.tolist()
+    index = StaticIndex.build(kept, vocab_size=VOCAB)
+    assert len(index.trie.wide) > len(range(20, 90, step)) + 1
+    return index, kept.tolist()
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.001])
 @pytest.mark.parametrize("ends", [[], [EOS, 30]], ids=str)
-def test_nodes_with_much_of_a_level_are_read_from_bits(share, ends):
-    index, sequences = wide_nodes()
-    assert len(index.trie.head) == 1 + 70
+@pytest.mark.parametrize("step", [2, 5])
+def test_nodes_with_much_of_a_level_are_read_from_bits(share, ends, step, monkeypatch):
+    index, sequences = wide_nodes(monkeypatch, step)
     generator = torch.Generator().manual_seed(1)
     if share < 1:
         mask = torch.rand(index.num_items, generator=generator) < share
         mask[0] = True
-        index = index.subset(mask)
+        index = index.subset(ranks=mask)
         sequences = index.sequences(mask.nonzero()[:, 0]).tolist()
     tokens, start = prefixes(sequences, seed=7)
     scores = torch.randn(len(tokens), VOCAB, generator=generator)
     scores[::5] = float("-inf")
     assert_same(index, tokens, start, scores, torch.tensor(ends, dtype=torch.int64), False)
+
+
+def test_places_beyond_a_damaged_trie_are_never_read():
+    """A file that was overwritten in part: decoding may find anything, but it stays within the arrays."""
+    index, sequences = random_index(4)
+    tokens, start = prefixes(sequences, seed=4)
+    generator = torch.Generator().manual_seed(0)
+    for name in ("sequences", "first_child", "code", "first_sequence", "wide_bits"):
+        part = getattr(index.trie, name)
+        noise = torch.randint(-(2**15), 2**15, part.shape, generator=generator, dtype=torch.int32).to(part.dtype)
+        trie = index.trie._replace(**{name: noise * 2**16 if part.dtype == torch.int32 else noise})
+        cpu.constrain(trie, tokens, start, torch.randn(len(tokens), VOCAB), torch.tensor([EOS]), False)
 
 
 def test_wide_scores_are_divided_among_threads(monkeypatch):

@@ -99,13 +99,14 @@ def test_rows_are_free_after_a_sequence_where_that_is_asked_for(ends):
     assert torch.equal(after, scores) and (node == DONE).all()
 
 
-def test_a_row_whose_legal_tokens_were_all_forbidden_keeps_them_with_the_lowest_score():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_row_whose_legal_tokens_were_all_forbidden_keeps_them_with_a_score_that_stays_finite(dtype):
     index, sequences = random_index(0)
     allowed = sorted(DictTrie(sequences).next[()])
-    scores = torch.randn(2, VOCAB)
+    scores = torch.randn(2, VOCAB).to(dtype)
     scores[0, allowed] = float("-inf")
     tokens, start = torch.ones(2, 1, dtype=torch.int64), torch.ones(2, dtype=torch.int64)
     got, _, blocked = reference.constrain(index.trie, tokens, start, scores, NO_TOKENS, free_after=False)
     assert blocked.tolist() == [True, False]
-    assert (got[0, allowed] == torch.finfo(torch.float32).min).all()
-    assert torch.isfinite(got[0]).sum() == len(allowed)
+    assert (got[0, allowed] == reference.blocked_score(dtype)).all() and (got[0, allowed] < -1000).all()
+    assert torch.isfinite(got[0] / 0.05).sum() == len(allowed)

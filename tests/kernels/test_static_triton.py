@@ -52,7 +52,7 @@ def test_a_row_is_walked_and_masked_like_the_reference(device, shape, ends, free
 def test_items_that_are_not_eligible_are_not_reached(device, variable):
     index, sequences = random_index(5, variable=variable)
     generator = torch.Generator().manual_seed(0)
-    subset = index.subset(torch.rand(index.num_items, generator=generator) < 0.1)
+    subset = index.subset(ranks=torch.rand(index.num_items, generator=generator) < 0.1)
     tokens, start = prefixes(sequences, count=ROWS, seed=5)
     assert_same(device, subset, tokens, start, torch.randn(ROWS, VOCAB))
 

@@ -122,7 +122,7 @@ def test_a_subset_holds_what_the_mask_says(shape, share):
     index, sequences = random_index(2, **shape)
     mask = np.random.default_rng(0).random(index.num_sequences) < share
     mask[-1] = True
-    subset = index.subset(mask)
+    subset = index.subset(ranks=mask)
     assert eligible_members(subset) == [member for member, kept in zip(members(index), mask, strict=True) if kept]
     assert not find_faults(subset, subset.fingerprint)
     assert eligible_members(index) == distinct(sequences), "the index it came from is as it was"
@@ -147,7 +147,9 @@ def test_without_ids_items_are_ranks():
     with pytest.raises(ValueError, match="Ranks run from 2 to 2"):
         index.without([2])
     with pytest.raises(ValueError, match="shape"):
-        index.subset(np.array([True]))
+        index.subset(ranks=np.array([True]))
+    with pytest.raises(ValueError, match="without item_ids"):
+        index.subset(np.array([True, False]))
 
 
 @pytest.mark.parametrize("variable", [False, True])

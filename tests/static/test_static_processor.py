@@ -207,7 +207,7 @@ def test_an_index_of_another_vocabulary_is_refused(model):
         (dict(prompt_length=-1), "prompt_length=-1"),
         (dict(prompt_length=3), "several lengths.*eos_token_id"),
         (dict(prompt_length=3, eos_token_id=VOCAB), f"eos_token_id={VOCAB}"),
-        (dict(anchor_token_id=5), "anchor_token_id=5 is a token of the index"),
+        (dict(anchor_token_id=5), r"anchor_token_id=\[5\] occurs within"),
         (dict(prompt_length=3, index_ids=[0]), "indexes= together with index_ids="),
     ],
 )
@@ -217,10 +217,10 @@ def test_settings_that_cannot_work_are_refused(settings, message):
         StaticLogitsProcessor(index, **settings)
 
 
-def test_sequences_that_bring_their_own_end_token_need_no_other(model):
+def test_sequences_that_bring_their_own_end_token_come_out_whole(model):
     sequences = [[*sequence, EOS] for sequence in random_sequences(0, variable=True)]
     index = StaticIndex.build(sequences, vocab_size=VOCAB)
-    processor = StaticLogitsProcessor(index, prompt_length=7)
+    processor = StaticLogitsProcessor(index, prompt_length=7, eos_token_id=EOS)
     out = run(model, prompt(), logits_processor=[processor], **MODES["beams"])
     assert processor.valid(out.sequences).all()
 
