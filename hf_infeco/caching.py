@@ -22,17 +22,23 @@ class CacheWatch:
     """
     Attributes:
         innerq (`InnerQConfig`): settings of the caches to make.
+        names (`tuple[str, ...]`): arguments of the decoder's forward, in order.
+        argument (`str`): which of them is the cache.
         last (`str`, *optional*): class of the cache that the last forward with one ran on.
     """
 
     innerq: InnerQConfig
+    names: tuple[str, ...]
+    argument: str
     last: str | None = None
 
 
 def switch_cache(model: PreTrainedModel, innerq: InnerQConfig) -> None:
     """Makes an `InnerQCache` this model's default cache."""
     decoder = compat.decoder_of(model)
-    setattr(decoder, WATCH_ATTRIBUTE, CacheWatch(innerq))
+    forward = type(decoder).forward
+    watch = CacheWatch(innerq, compat.argument_names(forward)[1:], compat.cache_argument(forward))
+    setattr(decoder, WATCH_ATTRIBUTE, watch)
     compat.replace_generation_cache(model, _new_cache)
     decoder.register_forward_pre_hook(_on_forward, with_kwargs=True)
 
@@ -62,16 +68,14 @@ def _on_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tupl
     the cache of padding, of which it would not hear otherwise.
     """
     watch: CacheWatch = getattr(decoder, WATCH_ATTRIBUTE)
-    names = compat.argument_names(type(decoder).forward)[1:]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    given = {**dict(zip(watch.names, args, strict=False)), **kwargs}
     cache = next((given[name] for name in compat.CACHE_NAMES if given.get(name) is not None), None)
     use_cache = given.get("use_cache")
     use_cache = getattr(decoder.config, "use_cache", False) if use_cache is None else use_cache
-    argument = compat.cache_argument(type(decoder).forward)
     # In training nothing reads the cache: packing it would be work for nothing.
-    if cache is None and use_cache and not decoder.training and argument not in names[: len(args)]:
+    if cache is None and use_cache and not decoder.training and watch.argument not in watch.names[: len(args)]:
         cache = InnerQCache(decoder.config, watch.innerq)
-        kwargs = {**kwargs, argument: cache}
+        kwargs = {**kwargs, watch.argument: cache}
     if cache is not None:
         watch.last = type(cache).__name__
     if isinstance(cache, InnerQCache):

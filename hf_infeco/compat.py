@@ -196,7 +196,6 @@ def is_full_attention_layer(layer: Any) -> bool:
 # ---------------------------------------------------------------- caches
 
 
-@functools.cache
 def argument_names(function: Callable) -> tuple[str, ...]:
     """Names of a function's arguments, `self` included."""
     return tuple(inspect.signature(function).parameters)

@@ -104,9 +104,7 @@ class StaticLogitsProcessor(LogitsProcessor):
             row, start = torch.arange(len(sequences), device=sequences.device), self._starts(sequences)
         number, ranks = self._row_index(len(sequences)), self._ranks(sequences, row, start).tolist()
         scores = getattr(output, "sequences_scores", None)
-        is_surplus = (
-            torch.zeros(len(sequences), dtype=torch.bool, device="cpu") if scores is None else scores <= SURPLUS
-        )
+        is_surplus = [False] * len(sequences) if scores is None else (scores <= SURPLUS).tolist()
         found: list[list[int | str]] = [[] for _ in range(len(sequences))]
         for at, rank in zip(row.tolist(), ranks, strict=True):
             if rank >= 0 and not is_surplus[at]:

@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from hf_infeco import CACHE_NAME
+from hf_infeco import CACHE_NAME, InnerQCache, InnerQConfig
 
 from .families import PAD, VOCAB, prompt
 
@@ -16,6 +16,18 @@ def run(model: PreTrainedModel, ids: torch.Tensor, **kwargs) -> Result:
     settings = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(ids), **kwargs}
     out = model.generate(ids, return_dict_in_generate=True, output_logits=True, **settings)
     return out.sequences, torch.stack(out.logits)
+
+
+class OnPackedCache:
+    """An unpatched model on a packed cache, which its own attention dequantizes: the oracle of attending packed."""
+
+    def __init__(self, model: PreTrainedModel, innerq: InnerQConfig):
+        self.model, self.innerq = model, innerq
+
+    def generate(self, ids, **kwargs):
+        cache = InnerQCache(self.model.config, self.innerq)
+        cache.set_left_padding(kwargs.get("attention_mask"))
+        return self.model.generate(ids, **{CACHE_NAME: cache, **kwargs})
 
 
 def pad_left(ids: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Tensor]:

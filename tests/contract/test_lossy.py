@@ -5,10 +5,10 @@ import torch
 from transformers import DynamicCache
 
 import hf_infeco
-from hf_infeco import CACHE_NAME, InnerQCache, compat
+from hf_infeco import CACHE_NAME, compat
 from hf_infeco.kernels.innerq import reference
 
-from .behaviours import BEHAVIOURS, bare_forward, pad_left, run
+from .behaviours import BEHAVIOURS, OnPackedCache, bare_forward, pad_left, run
 from .families import FAMILIES, build, prompt
 from .settings import LOSSY
 
@@ -38,12 +38,7 @@ def test_attending_packed_equals_dequantizing_first(family, behaviour, monkeypat
     with hf_infeco.patched(model, s2o=False, innerq=config):
         got = BEHAVIOURS[behaviour](model)
 
-    class WithCache:
-        def generate(self, ids, **kwargs):
-            kwargs.setdefault(CACHE_NAME, InnerQCache(model.config, config))
-            return model.generate(ids, **kwargs)
-
-    expected = BEHAVIOURS[behaviour](WithCache())
+    expected = BEHAVIOURS[behaviour](OnPackedCache(model, config))
     assert torch.equal(got[0], expected[0])
     torch.testing.assert_close(got[1], expected[1], rtol=1e-3, atol=2e-3)
 

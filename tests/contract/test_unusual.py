@@ -15,11 +15,12 @@ import hf_infeco
 from hf_infeco import CACHE_NAME, InnerQCache, InnerQConfig
 from hf_infeco.kv import KVView
 
-from .behaviours import greedy, left_padding, two_turns
+from .behaviours import OnPackedCache, greedy, left_padding, two_turns
 from .families import UNUSUAL, build, prompt
-from .settings import EXACT, lossy_innerq
+from .settings import EXACT, LOSSY
 
 USES = {function.__name__: function for function in (greedy, left_padding, two_turns)}
+PACKED = LOSSY["innerq"].innerq
 ALL_TYPES = sorted({**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES})
 
 
@@ -40,14 +41,9 @@ def test_patched_in_the_exact_setting_equals_unpatched(family, use):
 @pytest.mark.parametrize("family", [name for name, each in UNUSUAL.items() if each.innerq != {"unsupported"}])
 @pytest.mark.parametrize("use", ["greedy", "left_padding"])
 def test_attending_packed_equals_dequantizing_first(family, use):
-    model, config = build(family), lossy_innerq()
-
-    class Unpatched:
-        def generate(self, ids, **kwargs):
-            return model.generate(ids, **kwargs, **{CACHE_NAME: InnerQCache(model.config, config)})
-
-    expected = USES[use](Unpatched())
-    got = USES[use](hf_infeco.patch(model, s2o=False, innerq=config))
+    model = build(family)
+    expected = USES[use](OnPackedCache(model, PACKED))
+    got = USES[use](hf_infeco.patch(model, s2o=False, innerq=PACKED))
     assert torch.equal(got[0], expected[0])
     torch.testing.assert_close(got[1], expected[1], rtol=1e-3, atol=2e-3)
 
@@ -74,7 +70,7 @@ def test_explain_reads_every_default_config(model_type):
 
 def test_the_report_names_the_cache_that_the_last_forward_ran_on():
     """Regression: transformers 5.24 renamed the argument, InnerQ did nothing, and the report said enabled."""
-    model = hf_infeco.patch(build("llama"), s2o=False, innerq=lossy_innerq())
+    model = hf_infeco.patch(build("llama"), s2o=False, innerq=PACKED)
     out = model.generate(prompt(1, 60), max_new_tokens=3, return_dict_in_generate=True)
     assert type(out[CACHE_NAME]) is InnerQCache
     assert hf_infeco.report(model).status("innerq") == {"enabled"}
@@ -87,7 +83,7 @@ def test_the_report_names_the_cache_that_the_last_forward_ran_on():
 
 
 def test_decode_steps_that_cannot_be_attended_packed_show_in_the_report():
-    model = hf_infeco.patch(build("llama"), s2o=False, innerq=lossy_innerq())
+    model = hf_infeco.patch(build("llama"), s2o=False, innerq=PACKED)
     with torch.no_grad():
         cache = model(prompt(1, 60))[CACHE_NAME]
         mask = torch.ones(1, 1, 2, 62, dtype=torch.bool, device=model.device).tril(60)
@@ -100,9 +96,9 @@ def test_decode_steps_that_cannot_be_attended_packed_show_in_the_report():
 def test_dequantized_tensors_go_with_their_layer_without_the_cycle_collector(patched, turn):
     """Regression: 55 MB were alive where one layer was 1.5 MB, because views and their handles held one another."""
     model = build("llama")
-    cache = InnerQCache(model.config, lossy_innerq())
+    cache = InnerQCache(model.config, PACKED)
     if patched:
-        hf_infeco.patch(model, s2o=False, innerq=lossy_innerq())
+        hf_infeco.patch(model, s2o=False, innerq=PACKED)
     with torch.no_grad():
         model(prompt(1, 300), **{CACHE_NAME: cache})
         gc.collect()
