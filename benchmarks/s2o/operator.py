@@ -22,14 +22,14 @@ def sparse(heads: Heads, tau: float = DEFAULT_TAU, **settings: Any) -> tuple[tor
     return out, {"density": float(stats.density), "missed": float(stats.missed)}
 
 
-def truly_missed(heads: Heads, tau: float = DEFAULT_TAU) -> float:
+def truly_missed(heads: Heads, tau: float = DEFAULT_TAU, **settings: Any) -> float:
     """
     Softmax mass that S2O does not visit, mean over rows, up to as many segments as `head_dim`.
 
     With values that tell a row its own segment's keys, which it always visits, dense attention returns their share of
     all mass, and S2O without compensation their share of the visited mass.
     """
-    config = S2OConfig(tau=tau, crossover=0, compensate=False)
+    config = S2OConfig(tau=tau, crossover=0, compensate=False, **settings)
     segment = torch.arange(heads.key.shape[2], device=heads.key.device) // config.segment
     own = F.one_hot(segment, heads.key.shape[3]).to(heads.key.dtype).expand(*heads.key.shape[:2], -1, -1)
     told = Heads(heads.query, heads.key, own)

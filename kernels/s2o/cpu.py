@@ -5,6 +5,7 @@ where the processor has the instruction (AVX-512 BF16); any other dtype is compu
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,7 +173,9 @@ class _Rule:
     ):
         self.segment, self.granule, self.compensate = segment, granule, compensate
         may_miss = -1.0 if target_mass is None else 1 - target_mass
-        self.numbers = np.array([scale, granule - 1, tau, may_miss], dtype=np.float32)
+        log_size = math.log(granule - 1)
+        critical = math.sqrt(2 * log_size)
+        self.numbers = np.array([scale, granule - 1, tau, may_miss, log_size, critical], dtype=np.float32)
 
     def attend(
         self, queries: torch.Tensor, near_out: torch.Tensor, near_log_mass: torch.Tensor, past: _Past, count: int
@@ -185,8 +188,9 @@ class _Rule:
             return near_out, 0, 0.0
         mean, variance, mean_value = (part[:count] for part in (past.mean, past.variance, past.mean_value))
         vectors = self.granule // LANES
-        # Whole vectors of granules; what lies beyond `count` is computed with, and not looked at.
+        # Whole vectors of granules; what lies beyond `count` has no mass.
         scores, bounds, weights = (queries.new_empty(len(queries), -(-count // LANES) * LANES) for _ in range(3))
+        scores[:, count:], bounds[:, count:] = -torch.inf, 0
         torch.mm(queries, mean.T, out=scores[:, :count])
         torch.mm(queries.square(), variance.T, out=bounds[:, :count])
         acc = torch.zeros(len(queries), mean_value.shape[1], dtype=torch.float32, device="cpu")

@@ -23,6 +23,7 @@ LANES = 16  # keys side by side in a vector; machines with narrower registers sp
 ROWS = 64  # rows that share keys in the cache
 PORTION = 64  # vectors of keys that all of them attend before the next
 MOST_MASS = np.float32(1e15)  # of a row, relative to where its weights are counted from
+MOST_EXP = np.float32(80)  # whose exponential is still far from what float32 holds
 
 
 @functools.cache
@@ -87,12 +88,17 @@ def attend_rows(
                     place = (queries, rows[r] * width, keys, values, numbers[0], peak[r], acc, rows[r])
                     attended[r] += walk(*place, key_width, value_width, portion, portion.size, odd_vectors, odd_live)
             for r in range(todo):
-                estimate(scores, bounds, rows[r], peak[r], numbers, mass, square)
-                limit = _limit(mass[:count], square[:count], scattered, attended[r], numbers, held)
+                # A past may lie above the near keys by more than float32 holds: estimates are relative to the highest.
+                top = estimate(scores, bounds, rows[r], peak[r], numbers, mass, square)
+                exact = attended[r] * exp(peak[r] - top)
+                limit = _limit(mass[:count], square[:count], scattered, exact, numbers, held)
                 visits[r] = _choose(square[:count], limit, vectors, chosen[r], mass)
-                left[r] = mass[:count].sum()
+                factor = exp(min(top - peak[r], MOST_EXP))
+                left[r] = mass[:count].sum() * factor
+                if left[r] > 0 and top - peak[r] > MOST_EXP:
+                    left[r] = np.inf
                 for i in range(count):
-                    store(weights, rows[r], i, mass[i] if compensate else np.float32(0))
+                    store(weights, rows[r], i, mass[i] * factor if compensate else np.float32(0))
                 done[r] = 0
             for end in range(PORTION, count * vectors + PORTION, PORTION):
                 for r in range(todo):
@@ -108,10 +114,10 @@ def attend_rows(
                 row = rows[r]
                 shares[0, row] = exp(near_log_mass[row] - peak[r])
                 shares[1, row] = attended[r] + left[r] if compensate else attended[r]
-                shares[2, row] = left[r] / (attended[r] + left[r])
+                shares[2, row] = left[r] / (attended[r] + left[r]) if left[r] < np.inf else np.float32(1)
                 shares[3, row] = visits[r] // vectors
-                if attended[r] + left[r] > MOST_MASS:
-                    # Something lies so far above the near mass that squares or sums overflow: anew, from higher up.
+                if shares[1, row] > MOST_MASS:
+                    # Something lies so far above the near mass that sums may overflow: anew, from higher up.
                     rows[again], peak[again] = row, peak[r] + np.float32(60)
                     acc[row] = 0
                     again += 1
@@ -196,6 +202,23 @@ class _Vectors:
     def lane(self, vector, index: int):
         return self.builder.extract_element(vector, ir.IntType(32)(index))
 
+    def highest_lane(self, vector):
+        highest = self.lane(vector, 0)
+        for index in range(1, LANES):
+            lane = self.lane(vector, index)
+            highest = self.builder.select(self.builder.fcmp_ordered(">", lane, highest), lane, highest)
+        return highest
+
+    def least(self, a, b):
+        return self.builder.select(self.builder.fcmp_ordered("<", a, b), a, b)
+
+    def most(self, a, b):
+        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
+
+    def square_root(self, x):
+        kind = ir.FunctionType(self.float, [self.float])
+        return self.builder.call(self.builder.module.declare_intrinsic(f"llvm.sqrt.v{LANES}f32", fnty=kind), [x])
+
     def multiply_add(self, a, b, c):
         return self.builder.fadd(self.builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
 
@@ -259,7 +282,10 @@ def store(typing, array, row, column, number):
 
 @intrinsic
 def estimate(typing, scores, bounds, row, peak, numbers, mass, square):
-    """Fills `mass` and `square` (of the promise) for a row, relative to exp(peak); see `reference.judge`."""
+    """
+    Fills `mass` and `square` (of the promise) for a row, relative to exp(top), and returns top: the highest of `peak`
+    and the masses' logarithms. See `reference.judge`.
+    """
     args = (scores, bounds, row, peak, numbers, mass, square)
 
     def codegen(context, builder, signature, given):
@@ -269,9 +295,11 @@ def estimate(typing, scores, bounds, row, peak, numbers, mass, square):
         count = builder.extract_value(held[5].shape, 0)
         row_at = builder.mul(given[2], count)
         scale, size = (write.splat(builder.load(builder.gep(held[4].data, [i64(i)]))) for i in range(2))
-        half = write.constant(write.float, 0.5)
+        log_size, critical = (write.splat(builder.load(builder.gep(held[4].data, [i64(i)]))) for i in (4, 5))
+        half, one = write.constant(write.float, 0.5), write.constant(write.float, 1.0)
         to_log2 = write.constant(write.float, 1 / math.log(2))
-        most = write.constant(write.float, MAX_LIFT)
+        most, per_key = write.constant(write.float, MAX_LIFT), builder.fdiv(one, size)
+        highest = cgutils.alloca_once_value(builder, write.splat(given[3]))
         with cgutils.for_range_slice(builder, i64(0), count, i64(LANES), i64) as (at, _):
             score, bound = (
                 builder.fmul(
@@ -279,17 +307,30 @@ def estimate(typing, scores, bounds, row, peak, numbers, mass, square):
                 )
                 for i in (0, 1)
             )
-            lift = builder.fmul(builder.fmul(bound, scale), half)
-            lift = write.exp2(builder.fmul(builder.select(builder.fcmp_ordered(">", lift, most), most, lift), to_log2))
-            centre = write.exp2(builder.fmul(builder.fsub(score, write.splat(given[3])), to_log2))
-            mean_mass = builder.fmul(centre, lift)
-            write.store(builder.fmul(size, mean_mass), builder.gep(held[5].data, [at]))
-            spread = builder.fsub(builder.fmul(lift, lift), write.constant(write.float, 1.0))
-            change = builder.fmul(builder.fmul(builder.fmul(mean_mass, mean_mass), size), spread)
-            write.store(change, builder.gep(held[6].data, [at]))
-        return context.get_dummy_value()
+            spread = write.square_root(builder.fmul(bound, scale))
+            uncritical = write.least(spread, critical)
+            lift = builder.fmul(uncritical, builder.fsub(spread, builder.fmul(uncritical, half)))
+            lift = write.least(lift, most)
+            log_mass = builder.fadd(builder.fadd(score, lift), log_size)
+            write.store(log_mass, builder.gep(held[5].data, [at]))
+            write.store(lift, builder.gep(held[6].data, [at]))
+            builder.store(write.most(log_mass, builder.load(highest)), highest)
+        top = write.highest_lane(builder.load(highest))
+        with cgutils.for_range_slice(builder, i64(0), count, i64(LANES), i64) as (at, _):
+            mass_at, square_at = (builder.gep(held[i].data, [at]) for i in (5, 6))
+            log_mass, lift = write.load(mass_at, write.float), write.load(square_at, write.float)
+            relative = builder.fmul(builder.fsub(log_mass, write.splat(top)), to_log2)
+            lift2 = builder.fmul(lift, to_log2)
+            write.store(write.exp2(relative), mass_at)
+            # The squared promise is mass^2 (exp(2 lift) - 1) / n. Not made of these, which may leave float32.
+            lifted = write.exp2(builder.fadd(relative, lift2))
+            rest = builder.fsub(one, write.exp2(builder.fmul(lift2, write.constant(write.float, -2.0))))
+            change = builder.fmul(builder.fmul(lifted, lifted), builder.fmul(rest, per_key))
+            untrusted = builder.fcmp_ordered(">=", lift, most)
+            write.store(builder.select(untrusted, write.constant(write.float, math.inf), change), square_at)
+        return top
 
-    return types.void(*args), codegen
+    return types.float32(*args), codegen
 
 
 @intrinsic

@@ -15,11 +15,12 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 
 from .granules import cut_into_granules, order_by_likeness
 
 SQUARED_AT_ONCE = 2048  # rows of a head
-MAX_LIFT = 40 / 3  # of v / 2: beyond, a promise is above any threshold, and its square would not fit a float32
+MAX_LIFT = 60.0  # beyond, an estimate is not to be trusted, and its square would not fit a float32
 # Steps of the grid in which `target_mass` looks for a row's threshold: half powers of two down to 2^-40.
 TARGET_BINS = 80
 
@@ -125,14 +126,14 @@ def s2o_prefill(
                 near = torch.cat([odd, torch.arange(first, end, device=key.device)])
                 base = _attend_near(queries, keys[h, near], values[h, near])
                 flat = queries.flatten(0, 1)  # [R, D]
-                promise, mass = judge(flat, mean, variance, base.log_mass, granule - 1)
+                promise, log_mass = judge(flat, mean, variance, base.log_mass, granule - 1)
                 promise = promise.masked_fill(scattered, torch.inf)  # which no threshold exceeds
-                share = mass / (1 + mass.sum(-1, keepdim=True))
+                share = F.pad(log_mass, (1, 0)).softmax(-1)[:, 1:]
                 if tile > 1:
                     promise, share = _of_tiles(flat, promise, share, tile)
                 visited = promise >= threshold(promise, share, tau, target_mass)
                 result, missed = _attend_past(
-                    flat, base, keys[h, order], values[h, order], visited, mass, mean_value, compensate
+                    flat, base, keys[h, order], values[h, order], visited, log_mass, mean_value, compensate
                 )
                 out[b, h, :, rows] = result.view(queries.shape[0], -1, values.shape[2]).to(out.dtype)
                 pairs = queries.shape[0] * (count_causal_pairs(end - begin, end - first) + (end - begin) * len(odd))
@@ -181,19 +182,25 @@ def judge(
     What each granule may hold for each of `queries [R, D]` (scaled).
 
     The logits of its n = `count` keys have the mean a = q . mean and, dimension by dimension, the variance
-    v = sum_d q_d^2 variance_d. Of a Gaussian,
-    - mass = n exp(a + v / 2) is the expected sum of exp(logit), and
-    - promise = sqrt(n) exp(a + v / 2) sqrt(exp(v) - 1) is its standard deviation, thus what a visit may change.
+    s^2 = sum_d q_d^2 variance_d. Of a Gaussian, with lift = s^2 / 2,
+    - mass = n exp(a + lift) is the expected sum of exp(logit), and
+    - promise = mass sqrt((exp(2 lift) - 1) / n) is its standard deviation, thus what a visit may change.
+    Where s is above its critical value sqrt(2 log n), that expectation rests on keys that n draws do not hold: their
+    sum is then its largest term, exp(a + s sqrt(2 log n)) (the random energy model, Derrida 1981). So the lift goes on
+    along its tangent from there, which leads just to that. A lift of `MAX_LIFT` promises infinity.
 
     Returns:
-        promise `[R, G]` as a share of the row's estimated mass, and mass `[R, G]` relative to exp(near_log_mass).
+        promise `[R, G]` as a share of the row's estimated mass, and log mass `[R, G]` above `near_log_mass`.
     """
     centre = queries @ mean.T  # [R, G]
-    lift = (queries.square() @ variance.T / 2).clamp(max=MAX_LIFT)  # v / 2
+    spread = (queries.square() @ variance.T).sqrt()
+    uncritical = spread.clamp(max=math.sqrt(2 * math.log(count)))
+    lift = (uncritical * (spread - uncritical / 2)).clamp(max=MAX_LIFT)
     log_mass = centre + lift + math.log(count)
     row_log_mass = torch.cat([log_mass, near_log_mass[:, None]], -1).logsumexp(-1, keepdim=True)
-    log_promise = log_mass + (torch.expm1(2 * lift).log() - math.log(count)) / 2
-    return (log_promise - row_log_mass).exp(), (log_mass - near_log_mass[:, None]).exp()
+    log_promise = log_mass + lift + ((-torch.expm1(-2 * lift)).log() - math.log(count)) / 2
+    promise = (log_promise - row_log_mass).exp().masked_fill(lift == MAX_LIFT, torch.inf)
+    return promise, log_mass - near_log_mass[:, None]
 
 
 def _of_tiles(
@@ -235,20 +242,22 @@ def _attend_past(
     keys: torch.Tensor,
     values: torch.Tensor,
     visited: torch.Tensor,
-    mass: torch.Tensor,
+    log_mass: torch.Tensor,
     mean_value: torch.Tensor,
     compensate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     One softmax over near keys, `keys [G, n, D]` of the granules `visited [R, G]`, and, to compensate, the others by
-    their `mass [R, G]` and `mean_value [G, Dv]`. Returns `[R, Dv]` and the missed mass `[R]`, a share.
+    their `log_mass [R, G]` and `mean_value [G, Dv]`. Returns `[R, Dv]` and the missed mass `[R]`, a share.
     """
     logits = queries @ keys.flatten(0, 1).T - near.log_mass[:, None]  # everything relative to the near mass
     logits = logits.masked_fill(~visited.repeat_interleave(keys.shape[1], 1), -torch.inf)
-    logits = torch.cat([torch.zeros_like(near.log_mass)[:, None], logits], -1)  # the near mass itself is 1 = exp(0)
-    peak = logits.amax(-1, keepdim=True)
-    weights = (logits - peak).exp()
-    left = torch.where(visited, 0, mass) * (-peak).exp()
+    logits = F.pad(logits, (1, 0))  # the near mass itself is 1 = exp(0)
+    log_left = log_mass.masked_fill(visited, -torch.inf)
+    peak = torch.cat([logits, log_left] if compensate else [logits], -1).amax(-1, keepdim=True)
+    weights, left = (logits - peak).exp(), (log_left - peak).exp()
     attended, missed = weights.sum(-1), left.sum(-1)
-    out = weights[:, :1] * near.out + weights[:, 1:] @ values.flatten(0, 1) + left @ mean_value * compensate
-    return out / (attended + missed * compensate)[:, None], missed / (attended + missed)
+    out, total = weights[:, :1] * near.out + weights[:, 1:] @ values.flatten(0, 1), attended
+    if compensate:
+        out, total = out + left @ mean_value, attended + missed
+    return out / total[:, None], 1 / (1 + attended / missed)

@@ -84,20 +84,22 @@ def _attend_near(
 
 @triton.jit
 def _estimate(
-    query, square, mean, variance, granule, is_granule, scale, lift_scale, max_lift, log_count, HEAD_DIM: tl.constexpr
+    query, square, mean, variance, granule, is_granule,
+    scale, spread_scale, max_lift, log_count, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
-    """log2 of the mass that each row expects of each granule, and how far the spread of its keys lifts that."""
+    """log2 of the mass that each row expects of each granule, and the lift in it; see `reference.judge`."""
     means = _load_rows(mean, granule, is_granule, HEAD_DIM)
     variances = _load_rows(variance, granule, is_granule, HEAD_DIM)
     centre = tl.dot(query, tl.trans(means), input_precision="ieee") * scale + log_count
-    lift = tl.dot(square, tl.trans(variances), input_precision="ieee") * lift_scale
-    lift = tl.minimum(lift, max_lift)
+    spread = tl.sqrt(tl.dot(square, tl.trans(variances), input_precision="ieee") * spread_scale)
+    uncritical = tl.minimum(spread, tl.sqrt(2 * log_count))
+    lift = tl.minimum(uncritical * (spread - uncritical * 0.5), max_lift)
     return centre + lift, lift
 
 
 @triton.jit
 def _weigh_past(
-    query, square, m, l, mean, variance, scale, lift_scale, max_lift, log_count, num_past,
+    query, square, m, l, mean, variance, scale, spread_scale, max_lift, log_count, num_past,
     HEAD_DIM: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
     """Each row's total: log2 of the mass `l * 2^m` of what it has attended plus the estimated mass of its past."""
@@ -105,7 +107,7 @@ def _weigh_past(
         granule = first + tl.arange(0, BLOCK_G)
         is_granule = granule < num_past
         log_mass, _ = _estimate(
-            query, square, mean, variance, granule, is_granule, scale, lift_scale, max_lift, log_count, HEAD_DIM
+            query, square, mean, variance, granule, is_granule, scale, spread_scale, max_lift, log_count, HEAD_DIM
         )
         log_mass = tl.where(is_granule[None, :], log_mass, float("-inf"))
         new_m = tl.maximum(m, tl.max(log_mass, 1))
@@ -117,26 +119,29 @@ def _weigh_past(
 @triton.jit
 def _promise(
     query, square, is_row, total, mean, variance, scattered, granule, is_granule,
-    scale, lift_scale, max_lift, log_count, HEAD_DIM: tl.constexpr,
+    scale, spread_scale, max_lift, log_count, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """
     The mass that each row expects of each granule, a share of 2^`total`, and what the tile's visit may change: squared
-    promises, times n and summed over rows. Infinity, which no threshold exceeds, where a granule is scattered.
+    promises, times n and summed over rows. Infinity, which no threshold exceeds, where a granule is scattered or the
+    estimate is not to be trusted.
     """
     log_mass, lift = _estimate(
-        query, square, mean, variance, granule, is_granule, scale, lift_scale, max_lift, log_count, HEAD_DIM
+        query, square, mean, variance, granule, is_granule, scale, spread_scale, max_lift, log_count, HEAD_DIM
     )
-    # With x = exp(v/2), the squared promise is mass^2 (x^2 - 1) / n. Never negative: tau = 0 visits all.
+    # With x = exp(lift), the squared promise is mass^2 (x^2 - 1) / n. Never negative: tau = 0 visits all. Neither mass
+    # nor x is squared by itself: what is tiny or huge would leave float32.
     mass = tl.where(is_row[:, None], tl.exp2(log_mass - total[:, None]), 0.0)
     lifted = tl.exp2(lift)
-    change = tl.sum(mass * mass * (lifted * lifted - 1), 0)
+    change = mass * (lifted - 1) * (mass * (lifted + 1))
+    change = tl.sum(tl.where(lift < max_lift, change, float("inf")), 0)
     return mass, tl.where(tl.load(scattered + granule, is_granule, 0), float("inf"), change)
 
 
 @triton.jit
 def _note_past(
     query, square, is_row, total, mean, variance, scattered, changes, masses,
-    scale, lift_scale, max_lift, log_count, num_past,
+    scale, spread_scale, max_lift, log_count, num_past,
     HEAD_DIM: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
     """Writes down for each granule what the tile's visit may change, and its mass, both summed over rows."""
@@ -145,7 +150,7 @@ def _note_past(
         is_granule = granule < num_past
         mass, change = _promise(
             query, square, is_row, total, mean, variance, scattered, granule, is_granule,
-            scale, lift_scale, max_lift, log_count, HEAD_DIM,
+            scale, spread_scale, max_lift, log_count, HEAD_DIM,
         )  # fmt: skip
         tl.store(changes + granule, change, is_granule)
         tl.store(masses + granule, tl.sum(mass, 0), is_granule)
@@ -173,7 +178,7 @@ def _lower(least, changes, masses, unit, may_miss, num_past):
 @triton.jit
 def _judge_past(
     query, square, is_row, total, l, acc, mean, variance, scattered, mean_value, visits, least,
-    scale, lift_scale, max_lift, log_count, compensate, num_past,
+    scale, spread_scale, max_lift, log_count, compensate, num_past,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
     """
@@ -189,7 +194,7 @@ def _judge_past(
         is_granule = granule < num_past
         mass, change = _promise(
             query, square, is_row, total, mean, variance, scattered, granule, is_granule,
-            scale, lift_scale, max_lift, log_count, HEAD_DIM,
+            scale, spread_scale, max_lift, log_count, HEAD_DIM,
         )  # fmt: skip
         is_visited = change >= least
         mass = tl.where((is_granule & ~is_visited)[None, :], mass, 0.0)
@@ -224,7 +229,7 @@ def _attend_visits(
 @triton.jit(do_not_specialize=["first_item", "num_tiles", "first_tiles", "q_len", "kv_len", "num_granules"])
 def _attend_tiles(
     query, key, value, row_order, order, mean, variance, mean_value, scattered, visits, judged, out, visited, missed,
-    scale, lift_scale, max_lift, log_count, tau, may_miss, compensate,
+    scale, spread_scale, max_lift, log_count, tau, may_miss, compensate,
     first_item, num_tiles, first_tiles, q_len, kv_len, num_granules,
     RATIO: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, SEGMENT: tl.constexpr,
     GRANULE: tl.constexpr, TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr,
@@ -266,7 +271,7 @@ def _attend_tiles(
         HEAD_DIM, VALUE_DIM, GRANULE, BLOCK_N,
     )  # fmt: skip
     total = _weigh_past(
-        rows, squares, m, l, means, variances, scale, lift_scale, max_lift, log_count, num_past, HEAD_DIM, BLOCK_G
+        rows, squares, m, l, means, variances, scale, spread_scale, max_lift, log_count, num_past, HEAD_DIM, BLOCK_G
     )
     unit = num_rows * (GRANULE - 1.0)  # what a promise of 1 changes, by the judge's measure
     least = tau * tau * unit
@@ -275,7 +280,7 @@ def _attend_tiles(
         masses = changes + num_granules
         _note_past(
             rows, squares, is_row, total, means, variances, scattered + here, changes, masses,
-            scale, lift_scale, max_lift, log_count, num_past,
+            scale, spread_scale, max_lift, log_count, num_past,
             HEAD_DIM, BLOCK_G,
         )  # fmt: skip
         tl.debug_barrier()  # each thread reads what others wrote
@@ -284,7 +289,7 @@ def _attend_tiles(
     l, acc, num_visits, left = _judge_past(
         rows, squares, is_row, total, l * shrink, acc * shrink[:, None], means, variances, scattered + here,
         mean_value + here * VALUE_DIM, visits, least,
-        scale, lift_scale, max_lift, log_count, compensate, num_past,
+        scale, spread_scale, max_lift, log_count, compensate, num_past,
         HEAD_DIM, VALUE_DIM, BLOCK_G,
     )  # fmt: skip
     tl.debug_barrier()  # the list is written: each thread reads what others wrote
@@ -380,8 +385,8 @@ def _prefill(
         _attend_tiles[(min(at_once, num_items - first_item),)](
             queries, keys, values, row_order, order, mean, variance, mean_value, granules.scattered, visits, judged,
             out, visited, missed,
-            # In base 2; the lift is made of products without scale.
-            scale * LOG2_E, scale**2 * LOG2_E / 2, MAX_LIFT * LOG2_E, math.log2(granule - 1),
+            # In base 2; the spread is made of products without scale.
+            scale * LOG2_E, scale**2 * LOG2_E, MAX_LIFT * LOG2_E, math.log2(granule - 1),
             tau, None if target_mass is None else 1 - target_mass, float(compensate),
             first_item, sum(tiles), tiles[0], q_len, kv_len, num_granules,
             RATIO=ratio, HEAD_DIM=head_dim, VALUE_DIM=value_dim, SEGMENT=segment, GRANULE=granule, TILE=tile,
@@ -434,11 +439,12 @@ def choose_blocks(tile: int, head_dim: int, value_dim: int, target_mass: float |
     2 stages: a step's rows are under way while the step before is computed.
     """
     is_large = tile > 64 or max(head_dim, value_dim) > 128
-    is_tight = is_large or target_mass is not None or any(dim & (dim - 1) for dim in (head_dim, value_dim))
+    is_padded = any(dim & (dim - 1) for dim in (head_dim, value_dim))
+    is_tight = is_large or target_mass is not None or is_padded
     lanes = 32 if knobs.runtime.interpret else driver.active.get_current_target().warp_size
     return Blocks(
         keys=32 if max(head_dim, value_dim) >= 128 or is_tight else 64,
-        granules=16 if max(head_dim, value_dim) > 128 else 32,
+        granules=16 if max(head_dim, value_dim) > 128 or is_padded else 32,
         num_warps=(256 if is_large else 128) // lanes,
         num_stages=2,
     )

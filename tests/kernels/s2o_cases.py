@@ -1,5 +1,6 @@
 """What the kernels of S2O are tested on: heads with patterns, dense attention, and a tau at which decisions matter."""
 
+import pytest
 import torch
 
 from hf_infeco.kernels.s2o import reference
@@ -15,6 +16,29 @@ def make_case(
     heads = [structured_heads(length, seed=seed, **shape)[:3] for seed in range(batch)]
     query, key, value = (torch.cat(parts).to(dtype) for parts in zip(*heads))
     return query[:, :, length - (q_len or length) :], key, value[..., :value_dim]
+
+
+def sharp_case(length, spread, *, dtype=torch.float32, **shape):
+    """Gaussian heads whose logits have this standard deviation: nearly all mass lies on few keys, anywhere."""
+    rng = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(x.shape, generator=rng) for x in make_case(length, **shape))
+    return (query * spread).to(dtype), key.to(dtype), value.to(dtype)
+
+
+def check_far_past(prefill, segment, granule, compensate):
+    """
+    A past whose like keys are equal, so that they promise nothing, and lie exp(640) above the near keys: it enters by
+    its means, which is exact, or, without these, only the near keys are left.
+    """
+    query, key, value = make_case(200)
+    query[:], key[..., :segment, :], key[..., segment:, :] = 40, 1, -1
+    key[..., : segment // granule, :] = -5  # odd
+    settings = dict(scale=query.shape[-1] ** -0.5, tau=0.01, segment=segment, granule=granule)
+    out, stats = prefill(query, key, value, compensate=compensate, **settings)
+    late = out[..., segment:, :]
+    assert late.isfinite().all() and stats.missed_mass == pytest.approx(late[..., 0].numel())
+    if compensate:
+        assert distance(out, dense(query, key, value)) < 1e-5
 
 
 def crowded_case(segment, granule, **shape):

@@ -1,5 +1,6 @@
 """The S2O reference: exact at tau = 0 whatever the shape, and beyond that what its docstrings say."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hf_infeco.kernels.s2o.granules import cut_into_granules
 from hf_infeco.kernels.s2o.reference import S2OStats, count_causal_pairs, judge, s2o_prefill
 
-from .s2o_cases import dense, distance, make_case
+from .s2o_cases import check_far_past, dense, distance, make_case
 
 SEGMENT, GRANULE = 32, 4
 SETTINGS = {"segment": SEGMENT, "granule": GRANULE}
@@ -78,6 +79,11 @@ def test_transposed_inputs_give_the_same_output():
 def test_huge_logits_do_not_overflow():
     query, key, value = random_heads(1, 2, 1, 131, 131, 64)
     assert_exact_at_tau_zero(query * 40, key * 40, value, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("compensate", [True, False])
+def test_an_unvisited_past_far_above_the_near_keys_does_not_overflow(compensate):
+    check_far_past(s2o_prefill, SEGMENT, GRANULE, compensate)
 
 
 def test_the_least_a_row_visits_is_its_segment_and_the_odd_keys():
@@ -150,10 +156,26 @@ def test_judging_knows_the_mass_of_a_gaussian_granule():
     keys = torch.randn(1, 10_000, 8, generator=rng) * torch.linspace(0.1, 0.6, 8)
     query = torch.randn(4, 8, generator=rng)
     mean, variance = keys.mean(1), keys.var(1)
-    (few, _), (many, mass) = (judge(query, mean, variance, torch.zeros(4), count) for count in (100, 10_000))
+    (few, _), (many, log_mass) = (judge(query, mean, variance, torch.zeros(4), count) for count in (100, 10_000))
     true = (query @ keys[0].T).exp().sum(-1)
-    torch.testing.assert_close(mass[:, 0], true, rtol=0.05, atol=0)
+    torch.testing.assert_close(log_mass[:, 0].exp(), true, rtol=0.05, atol=0)
     assert (many < few / 9).all()  # the more keys, the better known their sum
+
+
+@pytest.mark.parametrize("spread", [1, 3, 8, 16, 22])
+def test_judging_a_wide_granule_expects_no_keys_that_it_does_not_hold(spread):
+    """The estimate lies between the usual sum of exp(logit) of n draws, and the expected one, which is far above."""
+    count, drawn = 31, torch.randn(2000, 31, generator=torch.Generator().manual_seed(0)) * spread
+    one = torch.ones(1, 1)
+    _, log_mass = judge(one, 0 * one, one * spread**2, torch.zeros(1), count)
+    usual, expected = drawn.logsumexp(1).median(), math.log(count) + spread**2 / 2
+    assert usual - 0.1 < log_mass <= expected + 1e-5
+
+
+def test_an_estimate_beyond_trust_is_always_visited():
+    one = torch.ones(1, 1)
+    promise, _ = judge(one, 0 * one, one * 1e4, torch.full((1,), 1e3), 31)
+    assert promise == torch.inf
 
 
 def test_granules_hold_every_key_of_their_block_once():
