@@ -114,6 +114,7 @@ class StaticLogitsProcessor(LogitsProcessor):
     @torch.no_grad()
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         start, end_tokens = self._starts(input_ids), self.end_tokens.to(scores.device)
+        forced = None if scores.is_cuda else _forced_token(scores[:1])  # no wait for the device
         if not self.in_place:
             scores = scores.clone()
         dead, blocked = [], []
@@ -133,11 +134,17 @@ class StaticLogitsProcessor(LogitsProcessor):
         if self.prompt_length is not None:
             self._refuse_stale_prompt(input_ids, num_dead)
         if not is_blocked.is_cuda and is_blocked.any():  # no wait for the device just to warn
+            if forced is not None and is_blocked[0]:
+                raise ValueError(
+                    f"Only token {forced} is left, and no sequence of the index goes on with it here: the generation "
+                    "config's forced_bos_token_id or forced_eos_token_id leaves no other, as for BART. Pass "
+                    "forced_bos_token_id=None, and max_new_tokens=index.length + 1, so that the end comes behind the "
+                    "sequence."
+                )
             logger.warning_once(
                 "Another logits processor forbids every token with which a row could go on in the index; the row goes "
-                "on all the same, with a score of -1e9. min_new_tokens, no_repeat_ngram_size, repetition penalties, "
-                "bad_words_ids, forced_bos_token_id and forced_eos_token_id of the generation config can do that; the "
-                "last forces its token at max_length, so leave room for one token behind the sequence."
+                "on all the same, with a score of -10,000 for each. min_new_tokens, no_repeat_ngram_size, repetition "
+                "penalties and bad_words_ids of the generation config can do that."
             )
         return scores
 
@@ -227,6 +234,12 @@ class StaticLogitsProcessor(LogitsProcessor):
                 "tokens: the processor was made for inputs of another length. Make one for these inputs, or use "
                 "anchor_token_id=."
             )
+
+
+def _forced_token(scores: torch.Tensor) -> int | None:
+    """The token that transformers' forcing processors left of the row `scores [1, V]`, with a score of 0."""
+    best, token = scores[0].max(0)
+    return int(token) if best == 0 and int((scores > float("-inf")).sum()) == 1 else None
 
 
 def _check_match(index: StaticIndex, scores: torch.Tensor) -> None:

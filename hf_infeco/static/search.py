@@ -84,7 +84,8 @@ def constrained_beam_search(
     inputs = {
         name: torch.as_tensor(value, device=model.device) if is_plain[name] else value for name, value in given.items()
     }
-    settings = {"do_sample": False, "max_new_tokens": index.length + 1, **generate_kwargs}
+    # BART forces its end token where the length is used up; here the index says where a sequence ends.
+    settings = {"forced_eos_token_id": None, "do_sample": False, "max_new_tokens": index.length + 1, **generate_kwargs}
     return model.generate(
         **inputs,
         **settings,
@@ -170,5 +171,6 @@ def _check_settings(
     if others:
         raise ValueError(
             f"{others} do not apply to constrained_beam_search, which scores candidates as the model does. Switch "
-            "them off in the generation config, or use generate() with a StaticLogitsProcessor."
+            "them off in the generation config, say with forced_bos_token_id=None, or use generate() with a "
+            "StaticLogitsProcessor."
         )

@@ -2,9 +2,16 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
-from transformers import LogitsProcessorList, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    LogitsProcessorList,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hf_infeco.static import StaticIndex, StaticLogitsProcessor
 
@@ -223,6 +230,73 @@ def test_sequences_that_bring_their_own_end_token_come_out_whole(model):
     processor = StaticLogitsProcessor(index, prompt_length=7, eos_token_id=EOS)
     out = run(model, prompt(), logits_processor=[processor], **MODES["beams"])
     assert processor.valid(out.sequences).all()
+
+
+def test_lengths_that_differ_ask_for_an_end_token_even_if_all_end_alike():
+    """9 is a full stop: nothing tells generate() that the text ends there, or goes on to another item."""
+    index = StaticIndex.build([[10, 9], [10, 9, 11, 9], [12, 13, 9]], vocab_size=64)
+    with pytest.raises(ValueError, match="eos_token_id= is needed"):
+        StaticLogitsProcessor(index, prompt_length=2)
+
+
+@pytest.mark.parametrize(
+    "eos", [np.int64(EOS), [EOS], (EOS,), np.array([EOS]), torch.tensor(EOS), torch.tensor([EOS])]
+)
+def test_an_end_token_may_be_a_number_of_any_kind(model, eos):
+    index, _ = random_index(0, variable=True)
+    processor = StaticLogitsProcessor(index, prompt_length=np.int64(7), eos_token_id=eos)
+    assert processor.end_tokens.tolist() == [EOS]
+    assert processor.valid(run(model, prompt(), logits_processor=[processor], **MODES["beams"]).sequences).all()
+    with pytest.raises(TypeError, match=r"eos_token_id=2\.5 is no token"):
+        StaticLogitsProcessor(index, prompt_length=7, eos_token_id=2.5)
+
+
+def test_an_end_token_inside_sequences_is_warned_of(monkeypatch):
+    heard = []
+    logger = logging.getLogger("hf_infeco.static.processor")
+    monkeypatch.setattr(logger, "warning_once", lambda message: heard.append(message))
+    index = StaticIndex.build([[5, 2, 7], [5, 9, 2], [8, 2, 2]], vocab_size=64)
+    StaticLogitsProcessor(index, prompt_length=3, eos_token_id=2)
+    assert len(heard) == 1 and heard[0].startswith("eos_token_id=2 stands inside sequences")
+    StaticLogitsProcessor(StaticIndex.build([[5, 9, 2]], vocab_size=64), prompt_length=3, eos_token_id=2)
+    StaticLogitsProcessor(index, prompt_length=3, eos_token_id=9)
+    assert len(heard) == 2 and heard[1].startswith("eos_token_id=9")
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_that_others_block_goes_on_at_any_temperature(temperature, dtype):
+    index = StaticIndex.build([[5, 6, 5, 6, 7]], vocab_size=VOCAB)
+    processor = StaticLogitsProcessor(index, prompt_length=7, eos_token_id=EOS)
+    settings = dict(no_repeat_ngram_size=2, do_sample=True, temperature=temperature, max_new_tokens=5)
+    out = run(tiny_model().to(dtype), prompt(), logits_processor=[processor], **settings)
+    assert out.sequences[:, 7:].tolist() == 2 * [[5, 6, 5, 6, 7]]
+
+
+def tiny_bart(**forced):
+    torch.manual_seed(0)
+    sizes = dict(d_model=32, encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_layers=1, decoder_layers=1)
+    heads = dict(encoder_attention_heads=2, decoder_attention_heads=2)
+    special = dict(bos_token_id=1, pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=EOS)
+    model = BartForConditionalGeneration(BartConfig(vocab_size=VOCAB, **sizes, **heads, **special)).eval()
+    model.generation_config.update(**forced)
+    return model
+
+
+@pytest.mark.parametrize("forced", [dict(forced_eos_token_id=EOS), dict(forced_bos_token_id=1)], ids=str)
+def test_tokens_that_bart_forces_are_an_error_where_they_leave_no_sequence(forced):
+    index, _ = random_index(0)
+    plain = StaticLogitsProcessor(index, prompt_length=1, eos_token_id=EOS)
+    expected = run(tiny_bart(forced_eos_token_id=None), prompt(), logits_processor=[plain], **MODES["beams"])
+    processor = StaticLogitsProcessor(index, prompt_length=1, eos_token_id=EOS)
+    settings = {**MODES["beams"], "logits_processor": [processor]}
+    with pytest.raises(ValueError, match=r"forced_bos_token_id.*leaves no other"):
+        run(tiny_bart(**forced), prompt(), max_new_tokens=index.length, **settings)
+    right = dict(forced_bos_token_id=None, max_new_tokens=index.length + 1)
+    got = run(tiny_bart(**forced), prompt(), **right, **settings)
+    assert processor.valid(got).all()
+    ranks = [index.lookup(out.sequences[:, 1:]).view(2, -1).sort().values for out in (got, expected)]
+    assert torch.equal(*ranks)  # the forced end has another score
 
 
 def test_logits_are_left_as_they_were_where_that_is_asked_for(model):
