@@ -10,8 +10,10 @@ from transformers import LogitsProcessor
 from transformers.utils import logging
 
 from ..kernels.dispatch import choose
+from ..kernels.static import reference
 from ..kernels.static.reference import DEAD
 from .index import StaticIndex
+from .priors import LogPriors, require_priors_of
 from .sequences import as_tokens
 
 logger = logging.get_logger(__name__)
@@ -38,6 +40,7 @@ class StaticLogitsProcessor(LogitsProcessor):
         eos_token_id (`int | list[int]`, *optional*): what may follow a whole sequence. Needed where sequences differ
             in length and `prompt_length` is given, even if each brings its end token along, and where generation goes
             on behind a sequence's last token.
+        log_priors (`LogPriors`, *optional*): of `index.log_priors(...)`, added to the sequences' scores on the way.
         in_place (`bool`, defaults to `True`): write into the scores that come in, which costs half as much in a wide
             vocabulary. Pass False for greedy search or sampling with `output_logits=True`, whose logits they are.
 
@@ -57,6 +60,7 @@ class StaticLogitsProcessor(LogitsProcessor):
         prompt_length: int | None = None,
         anchor_token_id: int | Sequence[int] | None = None,
         eos_token_id: int | Sequence[int] | None = None,
+        log_priors: LogPriors | None = None,
         in_place: bool = True,
     ):
         if (index is None) == (indexes is None) or (indexes is None) != (index_ids is None):
@@ -68,7 +72,7 @@ class StaticLogitsProcessor(LogitsProcessor):
         self.prompt_length = None if prompt_length is None else operator.index(prompt_length)
         self.anchor = torch.tensor(as_tokens(anchor_token_id, "anchor_token_id"), dtype=torch.int64)
         self.end_tokens = torch.tensor(as_tokens(eos_token_id, "eos_token_id"), dtype=torch.int64)
-        self.in_place = in_place
+        self.in_place, self.log_priors = in_place, log_priors
         self._check_settings()
         self._dead_rows: torch.Tensor | int = 0
         self._seen: torch.Tensor | None = None  # input_ids of the last call, to tell a draft from a stale prompt
@@ -129,6 +133,8 @@ class StaticLogitsProcessor(LogitsProcessor):
             )
             dead.append(node == DEAD)
             blocked.append(is_blocked)
+        if self.log_priors is not None:
+            self._add_priors(self.log_priors, input_ids, start, scores)
         num_dead, is_blocked = reduce(torch.bitwise_or, dead).sum(), reduce(torch.bitwise_or, blocked)
         self._dead_rows = self._dead_rows + num_dead
         if self.prompt_length is not None:
@@ -147,6 +153,18 @@ class StaticLogitsProcessor(LogitsProcessor):
                 "penalties and bad_words_ids of the generation config can do that."
             )
         return scores
+
+    def _add_priors(
+        self, log_priors: LogPriors, input_ids: torch.Tensor, start: torch.Tensor, scores: torch.Tensor
+    ) -> None:
+        trie = self.indexes[0].trie
+        node, depth = reference.walk(trie, input_ids, start)
+        entry, after, legal = reference.continuations(trie, node, depth, max(trie.widths))
+        on, ending = log_priors.gains(node, depth, after)
+        first = log_priors.node[0].where(depth == 0, 0)  # with which a search starts, so that scores are the same
+        on = (on + first[:, None]).masked_fill(~legal, 0.0).to(scores.dtype)
+        scores.scatter_add_(1, trie.alphabet[entry].long(), on)
+        scores[:, self.end_tokens.to(scores.device)] += ending[:, None].to(scores.dtype)
 
     # ------------------------------------------------------------ where sequences start, and in which index
 
@@ -204,6 +222,9 @@ class StaticLogitsProcessor(LogitsProcessor):
             raise ValueError("anchor_token_id=[] holds no token behind which a sequence could start.")
         if self.index_ids is not None and not all(0 <= number < len(self.indexes) for number in self.index_ids):
             raise ValueError(f"index_ids={self.index_ids.tolist()} must each name one of {len(self.indexes)} indexes.")
+        if self.log_priors is not None and self.index_ids is not None:
+            raise ValueError("log_priors= are those of one index: pass index=, not indexes=.")
+        require_priors_of(self.indexes[0], self.log_priors)
         for index in self.indexes:
             if index.is_variable and len(self.end_tokens) == 0 and self.prompt_length is not None:
                 raise ValueError(

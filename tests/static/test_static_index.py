@@ -8,7 +8,7 @@ import torch
 from hf_infeco.static import StaticIndex
 from hf_infeco.static.checking import find_faults
 
-from .catalogues import VOCAB, random_index, random_sequences
+from .catalogues import EOS, VOCAB, DictTrie, random_index, random_sequences
 
 SHAPES = [dict(), dict(variable=True, length=6), dict(count=1), dict(count=3000, length=2)]
 
@@ -294,6 +294,18 @@ def test_lookup_takes_the_longest_sequence_and_does_not_judge_what_follows():
     index = StaticIndex.build([[3], [3, 4, 5], [6]], vocab_size=VOCAB)
     rows = torch.tensor([[3, 2, 0, 0], [3, 4, 5, 2], [3, 4, 2, 0], [4, 4, 4, 4], [6, 3, 4, 5]])
     assert index.lookup(rows).tolist() == [0, 1, 0, -1, 2]
+
+
+@pytest.mark.parametrize("variable", [False, True])
+def test_allowed_tokens_are_what_a_dict_of_prefixes_says(variable):
+    index, sequences = random_index(0, variable=variable)
+    plain = DictTrie(sequences, EOS)
+    for prefix in [(), *list(plain.next)[::7]]:
+        assert index.allowed_tokens(prefix, EOS) == sorted(plain.next.get(tuple(prefix), []))
+    assert index.allowed_tokens(np.array([90])) == [] and index.allowed_tokens([90], [EOS, 60]) == [EOS, 60]
+    subset = index.subset(ranks=[0])
+    first = [token for token in index.sequences(0).tolist() if token >= 0]
+    assert [subset.allowed_tokens(torch.tensor(first[:at])) for at in range(len(first))] == [[t] for t in first]
 
 
 def test_describe_counts_what_is_there():

@@ -118,17 +118,19 @@ def test_drafts_that_leave_the_index_are_rejected_and_no_error(model, draft):
     assert torch.equal(got.sequences, expected.sequences) and processor.valid(got.sequences).all()
 
 
-def test_several_ids_in_one_output_each_behind_its_anchor(model):
+@pytest.mark.parametrize("anchor", [[99], [99, 97], [99, 99, 97]], ids=str)
+def test_several_ids_in_one_output_each_behind_its_anchor(model, anchor):
     """The anchor is forced at fixed places here, as a trained model would write it."""
     index, sequences = random_index(0)
-    anchor, end, places = 99, 98, (9, 15)
+    end, places = 98, (9, 18)
+    forced = {place + at: token for place in places for at, token in enumerate(anchor)}
 
     class WriteAnchors:
         def __call__(self, input_ids, scores):
-            scores[:, [anchor, end]] = -100.0
-            if input_ids.shape[1] in places:
+            scores[:, [99, 97, end]] = -100.0
+            if (token := forced.get(input_ids.shape[1])) is not None:
                 scores[:] = float("-inf")
-                scores[:, anchor] = 0
+                scores[:, token] = 0
             return scores
 
     processor = StaticLogitsProcessor(index, anchor_token_id=anchor, eos_token_id=end)
@@ -136,15 +138,61 @@ def test_several_ids_in_one_output_each_behind_its_anchor(model):
         model,
         prompt().clamp(max=90),
         logits_processor=LogitsProcessorList([WriteAnchors(), processor]),
-        max_new_tokens=14,
+        max_new_tokens=20,
         do_sample=True,
         eos_token_id=None,
     ).sequences
-    for place in places:
-        assert (out[:, place] == anchor).all() and (out[:, place + 5] == end).all()
-        assert all(members(sequences, out[:, place + 1 : place + 5]))
+    behind = [place + len(anchor) for place in places]
+    for place, start in zip(places, behind, strict=True):
+        assert (out[:, place:start] == torch.tensor(anchor)).all() and (out[:, start + 4] == end).all()
+        assert all(members(sequences, out[:, start : start + 4]))
+    ranks = [index.lookup(out[:, start : start + 4]).tolist() for start in behind]
+    assert processor.items(out) == [list(pair) for pair in zip(*ranks, strict=True)] and processor.valid(out).all()
     free = out[:, [7, 8]]
     assert not set(free.flatten().tolist()) <= set(index.trie.alphabet.tolist()), "free text is not constrained"
+
+
+@pytest.mark.parametrize(
+    ("anchor", "is_free"),
+    [
+        ([5], False),
+        ([90, 5], True),
+        ([5, 6], False),
+        ([6, 5], True),
+        ([90, 90], True),
+        ([7, 5], False),
+        ([90, 9], True),
+    ],
+)
+def test_an_anchor_must_not_end_within_a_sequence(anchor, is_free):
+    """Nor with a first part that is the end of the anchor in front of it, such as 7, 5 | 7, 5 | ... with [7, 5]."""
+    index = StaticIndex.build([[5, 6, 9], [7, 5, 9], [8, 8, 8]], vocab_size=VOCAB)
+    assert index.lookup([[5, 6, 9]]) >= 0
+    if is_free:
+        StaticLogitsProcessor(index, anchor_token_id=anchor)
+    else:
+        with pytest.raises(ValueError, match="occurs within a sequence"):
+            StaticLogitsProcessor(index, anchor_token_id=anchor)
+
+
+def test_an_anchor_that_overlaps_the_sequence_behind_it_is_refused():
+    index = StaticIndex.build([[99, 5]], vocab_size=VOCAB)
+    with pytest.raises(ValueError, match="occurs within"):
+        StaticLogitsProcessor(index, anchor_token_id=[99, 99])  # 99, 99, 99: behind which of them does it start?
+    StaticLogitsProcessor(StaticIndex.build([[99, 5]], vocab_size=VOCAB), anchor_token_id=[98, 97])
+
+
+def test_items_of_an_output_come_in_one_call(model):
+    sequences = [[5, 6], [5, 6], [9, 5], [7, 7]]
+    index = StaticIndex.build(sequences, vocab_size=VOCAB, item_ids=["a", "b", "c", "d"])
+    processor = StaticLogitsProcessor(index, prompt_length=7, eos_token_id=EOS)
+    settings = dict(num_beams=5, num_return_sequences=5, do_sample=False, max_new_tokens=3)
+    out = run(model, prompt(1), logits_processor=[processor], **settings)
+    found = processor.items(out)
+    assert sorted(map(tuple, found)) == [(), (), ("a", "b"), ("c",), ("d",)]
+    rows = out.sequences[:3]
+    assert processor.items(rows) == processor.items(rows.numpy()) == processor.items(rows.tolist()) == found[:3]
+    assert processor.items(torch.full((1, 9), 60)) == [[]]
 
 
 def test_without_an_end_token_text_goes_on_freely_behind_an_anchored_sequence():

@@ -18,12 +18,13 @@ def model():
     return tiny_model()
 
 
-def by_generate(model, inputs, index, num_beams, eos_token_id, prompt_length=7):
+def by_generate(model, inputs, index, num_beams, eos_token_id, prompt_length=7, **settings):
     """Ranks and scores of transformers' beam search with our processor; rank -1 for surplus beams."""
     steps = index.length + (eos_token_id is not None)
+    processor = StaticLogitsProcessor(index, prompt_length=prompt_length, eos_token_id=eos_token_id, **settings)
     out = model.generate(
         **inputs,
-        logits_processor=[StaticLogitsProcessor(index, prompt_length=prompt_length, eos_token_id=eos_token_id)],
+        logits_processor=[processor],
         num_beams=num_beams,
         num_return_sequences=num_beams,
         max_new_tokens=steps,
