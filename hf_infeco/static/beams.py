@@ -4,6 +4,7 @@ import torch
 
 from ..kernels.static import reference
 from ..kernels.static.reference import DEAD, Trie
+from .priors import LogPriors
 
 
 class Beams:
@@ -12,6 +13,7 @@ class Beams:
 
     Args:
         eos_token_id (`int`, *optional*): scored where a sequence ends; without it an end costs nothing.
+        log_priors (`LogPriors`, *optional*): added to the scores.
 
     Attributes:
         node (`torch.Tensor` of int64, `[B, beams]`): where in the trie each beam is.
@@ -19,11 +21,15 @@ class Beams:
         found_ranks, found_scores (`torch.Tensor`, `[B, num_beams]`): the best whole sequences, best first.
     """
 
-    def __init__(self, trie: Trie, batch: int, num_beams: int, eos_token_id: int | None):
-        self.trie, self.num_beams, self.eos_token_id = trie, num_beams, eos_token_id
+    def __init__(
+        self, trie: Trie, batch: int, num_beams: int, eos_token_id: int | None, log_priors: LogPriors | None = None
+    ):
+        self.trie, self.num_beams, self.eos_token_id, self.log_priors = trie, num_beams, eos_token_id, log_priors
         device = trie.code.device
         self.node = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         self.scores = torch.zeros(batch, 1, dtype=torch.float32, device=device)
+        if log_priors is not None:
+            self.scores += log_priors.node[0]
         self.found_ranks = torch.full((batch, num_beams), -1, dtype=torch.int64, device=device)
         self.found_scores = torch.full((batch, num_beams), float("-inf"), dtype=torch.float32, device=device)
 
@@ -88,6 +94,9 @@ class Beams:
 
         norm = logits.logsumexp(1, keepdim=True)
         gain = torch.cat([logits.gather(1, column) - norm, self._end_gain(logits, tokens, norm)], 1)
+        if self.log_priors is not None:
+            on, ending = self.log_priors.gains(node, at, child)
+            gain += torch.cat([on, ending[:, None]], 1)
         legal = torch.cat([legal, reference.is_whole(trie, node, at)[:, None]], 1)
         scores = (self.scores.view(-1, 1) + gain).masked_fill(~legal, float("-inf"))
         return scores, torch.cat([child, node[:, None]], 1), torch.cat([token, token[:, :1]], 1)

@@ -1,12 +1,14 @@
 """`StaticIndex`: the set of sequences that may be decoded, as a trie in CSR form."""
 
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ..kernels.static import reference
 from ..kernels.static.reference import PAD, Trie
@@ -15,8 +17,10 @@ from .eligible import propagate
 from .fingerprint import fingerprint
 from .items import Ids, ItemIds
 from .merge import eligible_codes, merge
+from .priors import LogPriors, hand_up
 from .saving import Saved
-from .sequences import as_array, read_chunk, read_sequences
+from .sequences import as_array, as_tokens, read_chunk, read_sequences
+from .texts import tokenize
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -63,6 +67,36 @@ class StaticIndex(Saved):
             every = Ids.read(item_ids, len(ordered.order))
             ids = ItemIds.arrange(every.take(ordered.order), ordered.order, ordered.rank)
         return cls(vocab_size, trie, ids)
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        vocab_size: int | None = None,
+        item_ids: Any = None,
+        leading_space: bool = True,
+        eos_token_id: int | None = None,
+    ) -> Self:
+        """
+        An index of texts as a model writes them: names, titles, labels. Each ends with the end token, which tells
+        "New York" from "New York City"; give it to a processor too, as `eos_token_id=`.
+
+        Args:
+            texts: a list or a column of strings.
+            vocab_size (`int`, *optional*): size of the model's vocabulary, where it is not `len(tokenizer)`.
+            item_ids (*optional*): as for `build`; by default an item's id is its text.
+            leading_space (`bool`, defaults to `True`): whether a space stands before a text, as behind "Answer:". Pass
+                False where prompts end in a new line, or in a chat template.
+            eos_token_id (`int`, *optional*): the end token, where it is not the tokenizer's.
+        """
+        ends = as_tokens(tokenizer.eos_token_id if eos_token_id is None else eos_token_id, "eos_token_id")
+        if len(ends) != 1:
+            raise ValueError("The tokenizer has no end token: pass the one with which the model ends, eos_token_id=.")
+        listed, sequences = tokenize(texts, tokenizer, leading_space, ends[0])
+        size = len(tokenizer) if vocab_size is None else vocab_size
+        return cls.build(sequences, vocab_size=size, item_ids=listed if item_ids is None else item_ids)
 
     # ------------------------------------------------------------ what is in it
 
@@ -183,6 +217,45 @@ class StaticIndex(Saved):
             node = reference.step(trie, node, at, tokens[:, depth])
         whole = reference.rank(trie, node, torch.full_like(node, min(tokens.shape[1], self.length)))
         return ranks.where(whole < 0, whole)
+
+    def allowed_tokens(self, prefix: Any, eos_token_id: int | Sequence[int] | None = None) -> list[int]:
+        """
+        The tokens that may follow `prefix`, ascending: what an engine needs that has its own masks. `eos_token_id` may
+        follow a whole sequence, and one that has left the index.
+        """
+        ends = as_tokens(eos_token_id, "eos_token_id")
+        tokens = torch.tensor([as_tokens(prefix, "prefix")], dtype=torch.int64, device=self.device)
+        node, depth = reference.walk(self.trie, tokens, torch.zeros(1, dtype=torch.int64, device=self.device))
+        entry, _, legal = reference.continuations(self.trie, node, depth, max(self.trie.widths))
+        allowed = set(self.trie.alphabet[entry[legal]].tolist())
+        if int(node) < 0 or bool(reference.is_whole(self.trie, node, depth)):
+            allowed.update(ends)
+        return sorted(allowed)
+
+    def log_priors(self, values: Any) -> LogPriors:
+        """
+        What is known of the items beforehand, for `constrained_beam_search` and `StaticLogitsProcessor`, which add it
+        to their scores. Items that share a sequence have the best of their values.
+
+        Args:
+            values: a number for each item in the order of `build` (of the ranks, where the index has no `item_ids`),
+                or a mapping from ids to numbers, 0 for all others. Logarithms, so 0 changes nothing.
+        """
+        if isinstance(values, Mapping):
+            given = np.zeros(self.num_items, dtype=np.float32)
+            for item, value in values.items():
+                given[self._mask([item], None)] = value
+        else:
+            given = np.asarray(as_array(values), dtype=np.float32)
+            if given.shape == (self.num_items,) and self.item_ids is not None:
+                given = given[self.item_ids.row.numpy()]
+        if given.shape != (self.num_items,) or not np.isfinite(given).all():
+            raise ValueError(
+                f"log-priors have shape {given.shape}; they must be finite numbers, one for each of {self.num_items} "
+                "items."
+            )
+        begin = None if self.item_ids is None else self.item_ids.begin
+        return LogPriors(self, *hand_up(self.trie, given, self.eligible, begin))
 
     # ------------------------------------------------------------ other indexes from this one
 

@@ -10,8 +10,10 @@ from transformers import LogitsProcessor
 from transformers.utils import logging
 
 from ..kernels.dispatch import choose
+from ..kernels.static import reference
 from ..kernels.static.reference import DEAD
 from .index import StaticIndex
+from .priors import LogPriors, require_priors_of
 from .sequences import as_tokens
 
 logger = logging.get_logger(__name__)
@@ -38,6 +40,7 @@ class StaticLogitsProcessor(LogitsProcessor):
         eos_token_id (`int | list[int]`, *optional*): what may follow a whole sequence. Needed where sequences differ
             in length and `prompt_length` is given, even if each brings its end token along, and where generation goes
             on behind a sequence's last token.
+        log_priors (`LogPriors`, *optional*): of `index.log_priors(...)`, added to the sequences' scores on the way.
         in_place (`bool`, defaults to `True`): write into the scores that come in, which costs half as much in a wide
             vocabulary. Pass False for greedy search or sampling with `output_logits=True`, whose logits they are.
 
@@ -57,6 +60,7 @@ class StaticLogitsProcessor(LogitsProcessor):
         prompt_length: int | None = None,
         anchor_token_id: int | Sequence[int] | None = None,
         eos_token_id: int | Sequence[int] | None = None,
+        log_priors: LogPriors | None = None,
         in_place: bool = True,
     ):
         if (index is None) == (indexes is None) or (indexes is None) != (index_ids is None):
@@ -68,7 +72,7 @@ class StaticLogitsProcessor(LogitsProcessor):
         self.prompt_length = None if prompt_length is None else operator.index(prompt_length)
         self.anchor = torch.tensor(as_tokens(anchor_token_id, "anchor_token_id"), dtype=torch.int64, device="cpu")
         self.end_tokens = torch.tensor(as_tokens(eos_token_id, "eos_token_id"), dtype=torch.int64, device="cpu")
-        self.in_place = in_place
+        self.in_place, self.log_priors = in_place, log_priors
         self._check_settings()
         self._dead_rows: torch.Tensor | int = 0
         self._seen: torch.Tensor | None = None  # input_ids of the last call, to tell a draft from a stale prompt
@@ -114,6 +118,7 @@ class StaticLogitsProcessor(LogitsProcessor):
     @torch.no_grad()
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         start, end_tokens = self._starts(input_ids), self.end_tokens.to(scores.device)
+        forced = None if scores.is_cuda else _forced_token(scores[:1])  # no wait for the device
         if not self.in_place:
             scores = scores.clone()
         dead, blocked = [], []
@@ -128,18 +133,38 @@ class StaticLogitsProcessor(LogitsProcessor):
             )
             dead.append(node == DEAD)
             blocked.append(is_blocked)
+        if self.log_priors is not None:
+            self._add_priors(self.log_priors, input_ids, start, scores)
         num_dead, is_blocked = reduce(torch.bitwise_or, dead).sum(), reduce(torch.bitwise_or, blocked)
         self._dead_rows = self._dead_rows + num_dead
         if self.prompt_length is not None:
             self._refuse_stale_prompt(input_ids, num_dead)
         if not is_blocked.is_cuda and is_blocked.any():  # no wait for the device just to warn
+            if forced is not None and is_blocked[0]:
+                raise ValueError(
+                    f"Only token {forced} is left, and no sequence of the index goes on with it here: the generation "
+                    "config's forced_bos_token_id or forced_eos_token_id leaves no other, as for BART. Pass "
+                    "forced_bos_token_id=None, and max_new_tokens=index.length + 1, so that the end comes behind the "
+                    "sequence."
+                )
             logger.warning_once(
                 "Another logits processor forbids every token with which a row could go on in the index; the row goes "
-                "on all the same, with a score of -1e9. min_new_tokens, no_repeat_ngram_size, repetition penalties, "
-                "bad_words_ids, forced_bos_token_id and forced_eos_token_id of the generation config can do that; the "
-                "last forces its token at max_length, so leave room for one token behind the sequence."
+                "on all the same, with a score of -10,000 for each. min_new_tokens, no_repeat_ngram_size, repetition "
+                "penalties and bad_words_ids of the generation config can do that."
             )
         return scores
+
+    def _add_priors(
+        self, log_priors: LogPriors, input_ids: torch.Tensor, start: torch.Tensor, scores: torch.Tensor
+    ) -> None:
+        trie = self.indexes[0].trie
+        node, depth = reference.walk(trie, input_ids, start)
+        entry, after, legal = reference.continuations(trie, node, depth, max(trie.widths))
+        on, ending = log_priors.gains(node, depth, after)
+        first = log_priors.node[0].where(depth == 0, 0)  # with which a search starts, so that scores are the same
+        on = (on + first[:, None]).masked_fill(~legal, 0.0).to(scores.dtype)
+        scores.scatter_add_(1, trie.alphabet[entry].long(), on)
+        scores[:, self.end_tokens.to(scores.device)] += ending[:, None].to(scores.dtype)
 
     # ------------------------------------------------------------ where sequences start, and in which index
 
@@ -197,6 +222,9 @@ class StaticLogitsProcessor(LogitsProcessor):
             raise ValueError("anchor_token_id=[] holds no token behind which a sequence could start.")
         if self.index_ids is not None and not all(0 <= number < len(self.indexes) for number in self.index_ids):
             raise ValueError(f"index_ids={self.index_ids.tolist()} must each name one of {len(self.indexes)} indexes.")
+        if self.log_priors is not None and self.index_ids is not None:
+            raise ValueError("log_priors= are those of one index: pass index=, not indexes=.")
+        require_priors_of(self.indexes[0], self.log_priors)
         for index in self.indexes:
             if index.is_variable and len(self.end_tokens) == 0 and self.prompt_length is not None:
                 raise ValueError(
@@ -233,6 +261,12 @@ def _sequences(output: Any) -> torch.Tensor:
     """The token ids `[R, T]` in what `generate` returned, on the device where they are."""
     sequences = getattr(output, "sequences", output)
     return sequences if isinstance(sequences, torch.Tensor) else torch.as_tensor(sequences, device="cpu")
+
+
+def _forced_token(scores: torch.Tensor) -> int | None:
+    """The token that transformers' forcing processors left of the row `scores [1, V]`, with a score of 0."""
+    best, token = scores[0].max(0)
+    return int(token) if best == 0 and int((scores > float("-inf")).sum()) == 1 else None
 
 
 def _check_match(index: StaticIndex, scores: torch.Tensor) -> None:

@@ -19,6 +19,7 @@ from transformers import (
 from .beams import Beams
 from .forward import Forward
 from .index import StaticIndex
+from .priors import LogPriors, require_priors_of
 from .sequences import as_tokens
 
 NORMALIZATIONS = ("vocabulary", "level")
@@ -59,6 +60,7 @@ def constrained_beam_search(
     *,
     normalize: str = "vocabulary",
     eos_token_id: int | None = None,
+    log_priors: LogPriors | None = None,
     **generate_kwargs: Any,
 ) -> ConstrainedBeams:
     """
@@ -76,6 +78,7 @@ def constrained_beam_search(
             or the tokens that occur at this level of the index ("level"), for which the head computes no others.
         eos_token_id (`int`, *optional*): scored behind every sequence. Without it a sequence ends for free, and of two
             of which one begins with the other, the shorter always ranks higher.
+        log_priors (`LogPriors`, *optional*): of `index.log_priors(...)`, added to the sequences' scores.
         generate_kwargs: passed on to `generate`, such as a cache. Sampling, penalties and other logits
             processors do not apply and raise an error.
     """
@@ -84,7 +87,8 @@ def constrained_beam_search(
     inputs = {
         name: torch.as_tensor(value, device=model.device) if is_plain[name] else value for name, value in given.items()
     }
-    settings = {"do_sample": False, "max_new_tokens": index.length + 1, **generate_kwargs}
+    # BART forces its end token where the length is used up; here the index says where a sequence ends.
+    settings = {"forced_eos_token_id": None, "do_sample": False, "max_new_tokens": index.length + 1, **generate_kwargs}
     return model.generate(
         **inputs,
         **settings,
@@ -93,6 +97,7 @@ def constrained_beam_search(
         num_beams=num_beams,
         normalize=normalize,
         eos_token_id=eos_token_id,
+        log_priors=log_priors,
     )
 
 
@@ -106,6 +111,7 @@ def static_generate(
     num_beams: int = 70,
     normalize: str = "vocabulary",
     eos_token_id: int | None = None,
+    log_priors: LogPriors | None = None,
     **model_kwargs: Any,
 ) -> ConstrainedBeams:
     """`constrained_beam_search` as `generate(custom_generate=static_generate, index=index, num_beams=70)`."""
@@ -115,7 +121,8 @@ def static_generate(
     if index.device != input_ids.device:
         raise ValueError(f"The index is on {index.device}, the inputs on {input_ids.device}: move it with index.to().")
     forward = Forward(model, input_ids, generation_config, model_kwargs)
-    beams = Beams(index.trie, len(input_ids), num_beams, eos_token_id)
+    require_priors_of(index, log_priors)
+    beams = Beams(index.trie, len(input_ids), num_beams, eos_token_id, log_priors)
     steps = index.length + (eos_token_id is not None)
     for depth in range(steps):
         tokens = beams.level_tokens(depth) if normalize == "level" else None
@@ -170,5 +177,6 @@ def _check_settings(
     if others:
         raise ValueError(
             f"{others} do not apply to constrained_beam_search, which scores candidates as the model does. Switch "
-            "them off in the generation config, or use generate() with a StaticLogitsProcessor."
+            "them off in the generation config, say with forced_bos_token_id=None, or use generate() with a "
+            "StaticLogitsProcessor."
         )

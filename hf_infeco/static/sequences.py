@@ -19,8 +19,10 @@ def as_array(values: Any) -> np.ndarray:
     if isinstance(values, np.ndarray):
         return values
     values = list(values)
-    is_text = any(isinstance(value, str) for value in values)
-    return np.array(values, dtype=object) if is_text else np.asarray(values)
+    array = np.asarray(values)
+    return (
+        array if array.dtype.kind in "biu" else np.array(values, dtype=object)
+    )  # numpy alters texts and large numbers
 
 
 def as_tokens(value: Any, name: str) -> list[int]:

@@ -200,10 +200,11 @@ def constrain(
 
 def blocked_score(dtype: torch.dtype) -> float:
     """
-    What tokens get that were forbidden though nothing else is legal: below every score that is meant, and far enough
-    from the lowest number that a temperature below 1 or a sum over steps does not make it -inf.
+    What tokens get that were forbidden though nothing else is legal: below every score that is meant, far enough from
+    the lowest number that a temperature below 1 does not make it -inf, and far above the -1e9 with which transformers
+    marks beams that stand for none.
     """
-    return max(-1e9, torch.finfo(dtype).min / 64)
+    return max(-1e4, torch.finfo(dtype).min / 64)
 
 
 # ---------------------------------------------------------------- sorted searches

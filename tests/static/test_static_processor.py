@@ -2,9 +2,16 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
-from transformers import LogitsProcessorList, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    LogitsProcessorList,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hf_infeco.static import StaticIndex, StaticLogitsProcessor
 
@@ -111,17 +118,19 @@ def test_drafts_that_leave_the_index_are_rejected_and_no_error(model, draft):
     assert torch.equal(got.sequences, expected.sequences) and processor.valid(got.sequences).all()
 
 
-def test_several_ids_in_one_output_each_behind_its_anchor(model):
+@pytest.mark.parametrize("anchor", [[99], [99, 97], [99, 99, 97]], ids=str)
+def test_several_ids_in_one_output_each_behind_its_anchor(model, anchor):
     """The anchor is forced at fixed places here, as a trained model would write it."""
     index, sequences = random_index(0)
-    anchor, end, places = 99, 98, (9, 15)
+    end, places = 98, (9, 18)
+    forced = {place + at: token for place in places for at, token in enumerate(anchor)}
 
     class WriteAnchors:
         def __call__(self, input_ids, scores):
-            scores[:, [anchor, end]] = -100.0
-            if input_ids.shape[1] in places:
+            scores[:, [99, 97, end]] = -100.0
+            if (token := forced.get(input_ids.shape[1])) is not None:
                 scores[:] = float("-inf")
-                scores[:, anchor] = 0
+                scores[:, token] = 0
             return scores
 
     processor = StaticLogitsProcessor(index, anchor_token_id=anchor, eos_token_id=end)
@@ -129,15 +138,61 @@ def test_several_ids_in_one_output_each_behind_its_anchor(model):
         model,
         prompt().clamp(max=90),
         logits_processor=LogitsProcessorList([WriteAnchors(), processor]),
-        max_new_tokens=14,
+        max_new_tokens=20,
         do_sample=True,
         eos_token_id=None,
     ).sequences
-    for place in places:
-        assert (out[:, place] == anchor).all() and (out[:, place + 5] == end).all()
-        assert all(members(sequences, out[:, place + 1 : place + 5]))
+    behind = [place + len(anchor) for place in places]
+    for place, start in zip(places, behind, strict=True):
+        assert (out[:, place:start] == torch.tensor(anchor)).all() and (out[:, start + 4] == end).all()
+        assert all(members(sequences, out[:, start : start + 4]))
+    ranks = [index.lookup(out[:, start : start + 4]).tolist() for start in behind]
+    assert processor.items(out) == [list(pair) for pair in zip(*ranks, strict=True)] and processor.valid(out).all()
     free = out[:, [7, 8]]
     assert not set(free.flatten().tolist()) <= set(index.trie.alphabet.tolist()), "free text is not constrained"
+
+
+@pytest.mark.parametrize(
+    ("anchor", "is_free"),
+    [
+        ([5], False),
+        ([90, 5], True),
+        ([5, 6], False),
+        ([6, 5], True),
+        ([90, 90], True),
+        ([7, 5], False),
+        ([90, 9], True),
+    ],
+)
+def test_an_anchor_must_not_end_within_a_sequence(anchor, is_free):
+    """Nor with a first part that is the end of the anchor in front of it, such as 7, 5 | 7, 5 | ... with [7, 5]."""
+    index = StaticIndex.build([[5, 6, 9], [7, 5, 9], [8, 8, 8]], vocab_size=VOCAB)
+    assert index.lookup([[5, 6, 9]]) >= 0
+    if is_free:
+        StaticLogitsProcessor(index, anchor_token_id=anchor)
+    else:
+        with pytest.raises(ValueError, match="occurs within a sequence"):
+            StaticLogitsProcessor(index, anchor_token_id=anchor)
+
+
+def test_an_anchor_that_overlaps_the_sequence_behind_it_is_refused():
+    index = StaticIndex.build([[99, 5]], vocab_size=VOCAB)
+    with pytest.raises(ValueError, match="occurs within"):
+        StaticLogitsProcessor(index, anchor_token_id=[99, 99])  # 99, 99, 99: behind which of them does it start?
+    StaticLogitsProcessor(StaticIndex.build([[99, 5]], vocab_size=VOCAB), anchor_token_id=[98, 97])
+
+
+def test_items_of_an_output_come_in_one_call(model):
+    sequences = [[5, 6], [5, 6], [9, 5], [7, 7]]
+    index = StaticIndex.build(sequences, vocab_size=VOCAB, item_ids=["a", "b", "c", "d"])
+    processor = StaticLogitsProcessor(index, prompt_length=7, eos_token_id=EOS)
+    settings = dict(num_beams=5, num_return_sequences=5, do_sample=False, max_new_tokens=3)
+    out = run(model, prompt(1), logits_processor=[processor], **settings)
+    found = processor.items(out)
+    assert sorted(map(tuple, found)) == [(), (), ("a", "b"), ("c",), ("d",)]
+    rows = out.sequences[:3]
+    assert processor.items(rows) == processor.items(rows.numpy()) == processor.items(rows.tolist()) == found[:3]
+    assert processor.items(torch.full((1, 9), 60)) == [[]]
 
 
 def test_without_an_end_token_text_goes_on_freely_behind_an_anchored_sequence():
@@ -223,6 +278,73 @@ def test_sequences_that_bring_their_own_end_token_come_out_whole(model):
     processor = StaticLogitsProcessor(index, prompt_length=7, eos_token_id=EOS)
     out = run(model, prompt(), logits_processor=[processor], **MODES["beams"])
     assert processor.valid(out.sequences).all()
+
+
+def test_lengths_that_differ_ask_for_an_end_token_even_if_all_end_alike():
+    """9 is a full stop: nothing tells generate() that the text ends there, or goes on to another item."""
+    index = StaticIndex.build([[10, 9], [10, 9, 11, 9], [12, 13, 9]], vocab_size=64)
+    with pytest.raises(ValueError, match="eos_token_id= is needed"):
+        StaticLogitsProcessor(index, prompt_length=2)
+
+
+@pytest.mark.parametrize(
+    "eos", [np.int64(EOS), [EOS], (EOS,), np.array([EOS]), torch.tensor(EOS), torch.tensor([EOS])]
+)
+def test_an_end_token_may_be_a_number_of_any_kind(model, eos):
+    index, _ = random_index(0, variable=True)
+    processor = StaticLogitsProcessor(index, prompt_length=np.int64(7), eos_token_id=eos)
+    assert processor.end_tokens.tolist() == [EOS]
+    assert processor.valid(run(model, prompt(), logits_processor=[processor], **MODES["beams"]).sequences).all()
+    with pytest.raises(TypeError, match=r"eos_token_id=2\.5 is no token"):
+        StaticLogitsProcessor(index, prompt_length=7, eos_token_id=2.5)
+
+
+def test_an_end_token_inside_sequences_is_warned_of(monkeypatch):
+    heard = []
+    logger = logging.getLogger("hf_infeco.static.processor")
+    monkeypatch.setattr(logger, "warning_once", lambda message: heard.append(message))
+    index = StaticIndex.build([[5, 2, 7], [5, 9, 2], [8, 2, 2]], vocab_size=64)
+    StaticLogitsProcessor(index, prompt_length=3, eos_token_id=2)
+    assert len(heard) == 1 and heard[0].startswith("eos_token_id=2 stands inside sequences")
+    StaticLogitsProcessor(StaticIndex.build([[5, 9, 2]], vocab_size=64), prompt_length=3, eos_token_id=2)
+    StaticLogitsProcessor(index, prompt_length=3, eos_token_id=9)
+    assert len(heard) == 2 and heard[1].startswith("eos_token_id=9")
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_that_others_block_goes_on_at_any_temperature(temperature, dtype):
+    index = StaticIndex.build([[5, 6, 5, 6, 7]], vocab_size=VOCAB)
+    processor = StaticLogitsProcessor(index, prompt_length=7, eos_token_id=EOS)
+    settings = dict(no_repeat_ngram_size=2, do_sample=True, temperature=temperature, max_new_tokens=5)
+    out = run(tiny_model().to(dtype), prompt(), logits_processor=[processor], **settings)
+    assert out.sequences[:, 7:].tolist() == 2 * [[5, 6, 5, 6, 7]]
+
+
+def tiny_bart(**forced):
+    torch.manual_seed(0)
+    sizes = dict(d_model=32, encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_layers=1, decoder_layers=1)
+    heads = dict(encoder_attention_heads=2, decoder_attention_heads=2)
+    special = dict(bos_token_id=1, pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=EOS)
+    model = BartForConditionalGeneration(BartConfig(vocab_size=VOCAB, **sizes, **heads, **special)).eval()
+    model.generation_config.update(**forced)
+    return model
+
+
+@pytest.mark.parametrize("forced", [dict(forced_eos_token_id=EOS), dict(forced_bos_token_id=1)], ids=str)
+def test_tokens_that_bart_forces_are_an_error_where_they_leave_no_sequence(forced):
+    index, _ = random_index(0)
+    plain = StaticLogitsProcessor(index, prompt_length=1, eos_token_id=EOS)
+    expected = run(tiny_bart(forced_eos_token_id=None), prompt(), logits_processor=[plain], **MODES["beams"])
+    processor = StaticLogitsProcessor(index, prompt_length=1, eos_token_id=EOS)
+    settings = {**MODES["beams"], "logits_processor": [processor]}
+    with pytest.raises(ValueError, match=r"forced_bos_token_id.*leaves no other"):
+        run(tiny_bart(**forced), prompt(), max_new_tokens=index.length, **settings)
+    right = dict(forced_bos_token_id=None, max_new_tokens=index.length + 1)
+    got = run(tiny_bart(**forced), prompt(), **right, **settings)
+    assert processor.valid(got).all()
+    ranks = [index.lookup(out.sequences[:, 1:]).view(2, -1).sort().values for out in (got, expected)]
+    assert torch.equal(*ranks)  # the forced end has another score
 
 
 def test_logits_are_left_as_they_were_where_that_is_asked_for(model):

@@ -1,8 +1,9 @@
 """constrained_beam_search finds what transformers' beam search finds with our processor, and on tiny sets the best."""
 
+import numpy as np
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 import hf_infeco
 from hf_infeco.static import StaticIndex, StaticLogitsProcessor, constrained_beam_search, static_generate
@@ -17,12 +18,13 @@ def model():
     return tiny_model()
 
 
-def by_generate(model, inputs, index, num_beams, eos_token_id, prompt_length=7):
+def by_generate(model, inputs, index, num_beams, eos_token_id, prompt_length=7, **settings):
     """Ranks and scores of transformers' beam search with our processor; rank -1 for surplus beams."""
     steps = index.length + (eos_token_id is not None)
+    processor = StaticLogitsProcessor(index, prompt_length=prompt_length, eos_token_id=eos_token_id, **settings)
     out = model.generate(
         **inputs,
-        logits_processor=[StaticLogitsProcessor(index, prompt_length=prompt_length, eos_token_id=eos_token_id)],
+        logits_processor=[processor],
         num_beams=num_beams,
         num_return_sequences=num_beams,
         max_new_tokens=steps,
@@ -169,6 +171,38 @@ def test_an_encoder_decoder():
     ranks, scores = by_generate(model, {"input_ids": prompt()}, index, 8, None, prompt_length=1)
     assert torch.equal(found.ranks, ranks)
     torch.testing.assert_close(found.scores, scores, atol=1e-5, rtol=1e-5)
+
+
+def test_bart_needs_no_end_forced(model):
+    torch.manual_seed(0)
+    sizes = dict(d_model=32, encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_layers=1, decoder_layers=1)
+    special = dict(bos_token_id=1, pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=EOS)
+    config = BartConfig(vocab_size=VOCAB, encoder_attention_heads=2, decoder_attention_heads=2, **sizes, **special)
+    bart = BartForConditionalGeneration(config).eval()
+    bart.generation_config.forced_eos_token_id = EOS
+    index, _ = random_index(0)
+    found = constrained_beam_search(bart, prompt(), index, 8)
+    ranks, scores = by_generate(bart, {"input_ids": prompt(), "forced_eos_token_id": None}, index, 8, None, 1)
+    assert torch.equal(found.ranks, ranks)
+    torch.testing.assert_close(found.scores, scores, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", [np.array, np.ndarray.tolist])
+def test_inputs_may_be_arrays_and_lists(model, form):
+    index, _ = random_index(0, variable=True)
+    expected = constrained_beam_search(model, padded(), index, 8, eos_token_id=EOS)
+    inputs = {name: form(value.numpy()) for name, value in padded().items()}
+    found = constrained_beam_search(model, inputs, index, np.int64(8), eos_token_id=np.int32(EOS))
+    assert torch.equal(found.ranks, expected.ranks)
+    plain = constrained_beam_search(model, form(prompt().numpy()), index, 8)
+    assert torch.equal(plain.ranks, constrained_beam_search(model, prompt(), index, 8).ranks)
+
+
+@pytest.mark.parametrize("eos", [VOCAB, -1, [1, 2]])
+def test_an_end_token_that_is_none_is_refused(model, eos):
+    index, _ = random_index(0)
+    with pytest.raises(ValueError, match=r"eos_token_id=.* must be one token of the index's vocabulary"):
+        constrained_beam_search(model, prompt(), index, 2, eos_token_id=eos)
 
 
 @pytest.mark.parametrize(
