@@ -50,7 +50,7 @@ def test_torch_compile_sees_one_operation():
 
 
 def test_the_operation_is_what_it_tells_torch():
-    arguments = (*random_heads(200), 0.125, 0.05, None, 64, 16, True, 0)
+    arguments = (*random_heads(200), torch.zeros(4), 0.125, 0.05, None, 64, 16, True, 0)
     torch.library.opcheck(operation._operation, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
