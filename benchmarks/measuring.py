@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import platform
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,8 @@ from statistics import median
 from typing import Any
 
 import torch
+
+from hf_infeco.kernels.devices import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "examples" / "models" / "recall"
@@ -79,12 +80,9 @@ def rounded(value: Any) -> Any:
 
 def where(device: str) -> dict[str, Any]:
     """Date, device, commit and versions of a measurement."""
-    cpu = platform.processor() or platform.machine()
     return {
         "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"CPU {cpu}, {torch.get_num_threads()} threads",
+        "device": describe(torch.device(device)),
         "commit": _commit(),
         **{name: version(name) for name in ("hf_infeco", "torch", "transformers")},
     }

@@ -6,7 +6,7 @@ from transformers.utils import logging
 
 from ..kernels.s2o.reference import S2OStats, count_causal_pairs
 from .config import S2OConfig
-from .crossover import LENGTHS
+from .crossover import SHORTEST
 from .dense import dense_attention
 from .operation import prefill
 
@@ -122,7 +122,7 @@ def _attend(
 
 def _surely_dense(config: S2OConfig) -> int:
     """Sequences of fewer keys run dense, without asking what was measured."""
-    return LENGTHS[0] if isinstance(config.crossover, str) else config.crossover
+    return SHORTEST if isinstance(config.crossover, str) else config.crossover
 
 
 def _gpu_refusal(query: torch.Tensor, value: torch.Tensor) -> str | None:

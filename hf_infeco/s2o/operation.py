@@ -47,7 +47,7 @@ def _prefill(
     settings = {"tau": tau, "target_mass": target_mass, "segment": segment, "granule": granule}
     run = choose("s2o_prefill", query.device).module.s2o_prefill
     if crossover < 0:
-        crossover = measured_crossover(query, key, value, settings | {"compensate": compensate})
+        crossover = measured_crossover(query, key, value, sinks, settings | {"compensate": compensate})
     if key.shape[2] < crossover:
         visited: int | torch.Tensor = query[:, :, 0, 0].numel() * count_causal_pairs(query.shape[2], key.shape[2])
         missed: float | torch.Tensor = 0.0
