@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import platform
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,8 @@ from statistics import median
 from typing import Any
 
 import torch
+
+from hf_infeco.kernels.devices import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "examples" / "models" / "recall"
@@ -27,9 +28,6 @@ LLAMA_8B: dict[str, Any] = dict(
     head_dim=128,
     max_position_embeddings=131_072,
 )
-
-# Flags of /proc/cpuinfo, the best first.
-VECTOR_UNITS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve2", "sve", "asimd")
 
 
 def check_parts(parts: Collection[str], known: Collection[str]) -> None:
@@ -96,24 +94,12 @@ def rounded(value: Any) -> Any:
 
 def where(device: str) -> dict[str, Any]:
     """Date, device, commit and versions of a measurement."""
-    cpu = f"{processor()}, {torch.get_num_threads()} threads"
     return {
         "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
+        "device": describe(torch.device(device)),
         "commit": _commit(),
         **{name: version(name) for name in ("hf_infeco", "torch", "transformers")},
     }
-
-
-def processor() -> str:
-    """Model of the processor and its widest vector units, as Linux names them; elsewhere what Python knows of it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    flags = told.get("flags", told.get("Features", "")).split()
-    units = next((unit for unit in VECTOR_UNITS if unit in flags), None)
-    model = told.get("model name") or platform.processor() or platform.machine()
-    return f"{model} with {units}" if units else model
 
 
 def _commit() -> str | None:

@@ -1,12 +1,12 @@
 """`hf-infeco env`: the text that a bug report needs."""
 
 import json
+import os
 import pkgutil
 import platform
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -28,11 +28,13 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
 def environment() -> dict[str, Any]:
     """Everything that `env` prints, ready for JSON."""
+    from ..kernels.devices import processor
+
     return {
         **{name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "os": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": f"{processor()}, {os.cpu_count()} cores",
         "gpu": _gpus(),
         "driver": _driver(),
         "kernels": _kernels(),
@@ -45,14 +47,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return NOT_THERE
-
-
-def _cpu() -> str:
-    """`platform.processor()` is empty on most Linux systems; the kernel knows the model."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({len(names)} cores)" if names else platform.processor() or platform.machine()
 
 
 def _gpus() -> list[str]:

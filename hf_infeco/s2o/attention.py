@@ -6,7 +6,7 @@ from transformers.utils import logging
 
 from ..kernels.s2o.reference import S2OStats, count_causal_pairs
 from .config import S2OConfig
-from .crossover import LENGTHS
+from .crossover import SHORTEST
 from .dense import dense_attention
 from .operation import prefill
 
@@ -25,6 +25,7 @@ def s2o_attention(
     *,
     scale: float | None = None,
     starts: list[int] | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Causal prefill attention by S2O (arXiv 2602.22575): visits, per query, only those keys that promise to matter.
@@ -37,6 +38,8 @@ def s2o_attention(
         scale (`float`, *optional*): factor of the logits, `D**-0.5` when None.
         starts (`list[int]`, *optional*): left padding, the index of each batch row's first real key. Keys before it
             are never visited; the outputs of queries before it are zeros.
+        sinks (`torch.Tensor` `[H]`, *optional*): learned attention sinks, a finite logit per query head that joins the
+            softmax of each of its rows, with a value of zero; any floating dtype.
 
     Returns:
         `torch.Tensor` `[B, H, q_len, Dv]` in the dtype of `q`.
@@ -47,9 +50,10 @@ def s2o_attention(
     """
     config = S2OConfig.coerce(True if config is None else config)
     _check_inputs(q, k, v, starts)
+    _check_sinks(q, sinks)
     if not torch.compiler.is_compiling():
         _check_numbers(q, k, v, starts)
-    return causal_attention(q, k, v, config, scale=scale, starts=starts)[0]
+    return causal_attention(q, k, v, config, scale=scale, starts=starts, sinks=sinks)[0]
 
 
 def causal_attention(
@@ -60,6 +64,7 @@ def causal_attention(
     *,
     scale: float | None = None,
     starts: list[int] | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, S2OStats]:
     """
     `s2o_attention` that also counts the pairs it visited, and trusts its inputs; here `config=None` means dense.
@@ -69,11 +74,13 @@ def causal_attention(
     skipped keys would bias. Padded pairs are never counted.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    needs_gradient = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (query, key, value, sinks)
+    )
     if needs_gradient:
         config = None
     if not starts or not any(starts):
-        return _attend(query, key, value, config, scale)
+        return _attend(query, key, value, sinks, config, scale)
 
     batch, q_len, kv_len = query.shape[0], query.shape[2], key.shape[2]
     pieces: list[torch.Tensor] = [query.new_empty(0)] * batch
@@ -82,7 +89,8 @@ def causal_attention(
         members = [row for row, row_start in enumerate(starts) if row_start == start]
         padded = min(max(0, start - (kv_len - q_len)), q_len)  # queries that are padding themselves
         rows = torch.tensor(members, dtype=torch.int64, device=query.device)
-        out, visited = _attend(query[rows, :, padded:], key[rows, :, start:], value[rows, :, start:], config, scale)
+        heads = query[rows, :, padded:], key[rows, :, start:], value[rows, :, start:]
+        out, visited = _attend(*heads, sinks, config, scale)
         out = F.pad(out, (0, 0, padded, 0))
         stats = stats + visited
         for index, row in enumerate(members):
@@ -91,7 +99,12 @@ def causal_attention(
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, config: S2OConfig | None, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sinks: torch.Tensor | None,
+    config: S2OConfig | None,
+    scale: float,
 ) -> tuple[torch.Tensor, S2OStats]:
     """Attention of rows without padding. The numbers in the stats may be tensors on the device."""
     batch, heads, q_len, _ = query.shape
@@ -101,15 +114,15 @@ def _attend(
         logger.warning_once(f"S2O runs dense: {reason}.")
         config = None
     if config is None or config.tau == 0 or q_len < config.segment or kv_len < _surely_dense(config):
-        return dense_attention(query, key, value, scale), S2OStats(pairs, pairs, 0.0, rows)
+        return dense_attention(query, key, value, scale, sinks), S2OStats(pairs, pairs, 0.0, rows)
     with torch.no_grad():
-        out, visited, missed = prefill(query, key, value, scale, config)
+        out, visited, missed = prefill(query, key, value, sinks, scale, config)
     return out, S2OStats(visited, pairs, missed, rows)
 
 
 def _surely_dense(config: S2OConfig) -> int:
     """Sequences of fewer keys run dense, without asking what was measured."""
-    return LENGTHS[0] if isinstance(config.crossover, str) else config.crossover
+    return SHORTEST if isinstance(config.crossover, str) else config.crossover
 
 
 def _gpu_refusal(query: torch.Tensor, value: torch.Tensor) -> str | None:
@@ -163,6 +176,16 @@ def _check_inputs(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, s
         raise ValueError(
             f"starts={starts} must hold one key index from 0 to kv_len={kv_len} for each of the {batch} batch rows; "
             "pass None without left padding."
+        )
+
+
+def _check_sinks(query: torch.Tensor, sinks: torch.Tensor | None) -> None:
+    if sinks is None:
+        return
+    if sinks.shape != query.shape[1:2] or not sinks.is_floating_point() or sinks.device != query.device:
+        raise ValueError(
+            f"sinks are {sinks.dtype} {tuple(sinks.shape)} on {sinks.device}; each of {query.shape[1]} query heads "
+            f"on {query.device} has one floating logit: pass [{query.shape[1]}] there."
         )
 
 

@@ -1,87 +1,197 @@
-"""From how many keys on sparse prefill is faster than dense: measured once per device and shape of heads."""
+"""
+From how many keys on sparse prefill is faster than dense: a model of both times, measured once in a while.
 
+Of n keys, either way takes about a n + b n^2 seconds: what is done once per key, and once per pair. Measured at a few
+lengths, on the heads of the prompt at hand, a and b tell from which length on sparse is faster, also where that lies
+beyond what was measured.
+"""
+
+import datetime
 import json
+import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HOME
 from transformers.utils import logging
 
+from ..kernels.devices import describe
 from ..kernels.dispatch import choose
+from .config import S2OConfig
 from .dense import dense_attention
 
 logger = logging.get_logger(__name__)
 
 VARIABLE = "HF_INFECO_CACHE"  # folder of the file, instead of hf_infeco/ in Hugging Face's own
-LENGTHS = (1024, 2048, 4096, 8192, 16384)
-NEVER = 2**62
+SHORTEST = 1024  # keys below which nobody asks
+LENGTHS = (2048, 4096, 8192)
+REPEATS = 2  # of which the faster one counts: whatever else the machine does only adds to a time
 GAIN = 0.9  # of the dense time: what sparse prefill must stay below, or it is not worth what it leaves out
-REPEATS = 3
+EXPIRY = datetime.timedelta(days=28)
+NEVER = 2**62
 
-_known: dict[str, int] = {}
 
-
-def measured_crossover(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: dict[str, Any]) -> int:
+@dataclass(frozen=True)
+class Crossover:
     """
-    Least number of keys, out of `LENGTHS`, from which on S2O with `settings` is faster than dense attention on heads
-    like these; `NEVER` on devices without a fast kernel.
+    What was measured for one device and shape of heads.
 
-    The first call for a device and a shape of heads takes about a second; the answer is kept in `crossover.json`, in
-    the folder that `HF_INFECO_CACHE` names. Delete it to measure anew.
+    Attributes:
+        date (`str`): of the measurement, as in 2026-11-25.
+        lengths (`list[int]`): keys.
+        sparse, dense (`list[float]`): seconds at each length.
+    """
+
+    date: str
+    lengths: list[int]
+    sparse: list[float]
+    dense: list[float]
+
+    @property
+    def keys(self) -> int:
+        """Least number of keys from which on sparse prefill takes less than `GAIN` of the dense time; or `NEVER`."""
+        (once, per_pair), (dense_once, dense_per_pair) = fit(self.lengths, self.sparse), fit(self.lengths, self.dense)
+        lost, gained = once - GAIN * dense_once, GAIN * dense_per_pair - per_pair
+        if gained <= 0:
+            return NEVER
+        return max(SHORTEST, math.ceil(lost / gained))
+
+    def summary(self) -> str:
+        """For a report, without full stop: `"measured slower than dense below 9,300 keys (0.61x at 4,096; ...)"`."""
+        ratios = ", ".join(
+            f"{dense / sparse:.2f}x at {length:,}"
+            for length, sparse, dense in zip(self.lengths, self.sparse, self.dense, strict=True)
+        )
+        where = "at any length" if self.keys == NEVER else f"below {self.keys:,} keys"
+        return f"measured slower than dense {where} ({ratios}; {self.date})"
+
+    @property
+    def is_fresh(self) -> bool:
+        return datetime.date.today() - datetime.date.fromisoformat(self.date) < EXPIRY
+
+
+_known: dict[str, Crossover] = {}
+
+
+def measured_crossover(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sinks: torch.Tensor | None,
+    settings: dict[str, Any],
+) -> int:
+    """
+    Least number of keys from which on S2O with `settings` is faster than dense attention on heads like these; `NEVER`
+    on devices without a fast kernel.
+
+    The first call for a device and a shape of heads compiles the kernels and measures, which takes some seconds and is
+    logged; the answer is kept for four weeks in `crossover.json`, in the folder that `HF_INFECO_CACHE` names.
     """
     choice = choose("s2o_prefill", query.device)
     if choice.backend == "reference":
         return NEVER
-    name = _name(choice.backend, query, key, value, settings)
-    if name not in _known:
-        _known.update(_read())
-    if name not in _known:
-        _known[name] = _measure(query, key, value, settings, choice.module.s2o_prefill)
-        _write({**_read(), name: _known[name]})
-    return _known[name]
+    heads, head_dims = (query.shape[1], key.shape[1]), (query.shape[3], value.shape[3])
+    name = _name(choice.backend, query.device, query.dtype, heads, head_dims, sinks is not None, settings)
+    found = _recall(name)
+    if found is None:
+        found = _known[name] = _measure(query, key, value, sinks, settings, choice.module.s2o_prefill)
+        _write({**_read(), name: found})
+    return found.keys
 
 
-def _name(backend: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: dict[str, Any]) -> str:
+def known(
+    config: S2OConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: tuple[int, int],
+    head_dims: tuple[int, int],
+    has_sinks: bool = False,
+) -> Crossover | None:
+    """
+    What was measured for (query heads, KV heads) and (head_dim of keys, of values), or None where nothing was, it has
+    expired, or nothing is to be measured because `config.crossover` is a number or the device has no fast kernel.
+    """
+    backend = choose("s2o_prefill", device).backend
+    if config.crossover != "auto" or backend == "reference":
+        return None
+    settings = {"tau": config.tau, "target_mass": config.target_mass, "segment": config.segment}
+    settings |= {"granule": config.granule, "compensate": config.compensate}
+    return _recall(_name(backend, device, dtype, heads, head_dims, has_sinks, settings))
+
+
+def fit(lengths: list[int], seconds: list[float]) -> tuple[float, float]:
+    """a, b >= 0 of a n + b n^2 with the least squared relative errors."""
+    n, t = torch.tensor(lengths, dtype=torch.float64), torch.tensor(seconds, dtype=torch.float64)
+    terms = torch.stack([n / t, n * n / t], 1)
+    a, b = torch.linalg.lstsq(terms, torch.ones_like(t)[:, None]).solution.flatten().tolist()
+    if a < 0:
+        return 0.0, float(terms[:, 1].sum() / terms[:, 1].square().sum())
+    if b < 0:
+        return float(terms[:, 0].sum() / terms[:, 0].square().sum()), 0.0
+    return a, b
+
+
+def _name(
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: tuple[int, int],
+    head_dims: tuple[int, int],
+    has_sinks: bool,
+    settings: dict[str, Any],
+) -> str:
     """What the answer depends on."""
-    on_gpu = query.device.type == "cuda"
-    device = torch.cuda.get_device_name(query.device) if on_gpu else f"cpu, {torch.get_num_threads()} threads"
-    heads = f"{query.shape[1]}/{key.shape[1]} heads of {query.shape[3]} and {value.shape[3]}"
+    shape = f"{heads[0]}/{heads[1]} heads of {head_dims[0]} and {head_dims[1]}{' with sinks' if has_sinks else ''}"
     chosen = ", ".join(f"{field}={setting}" for field, setting in settings.items())
-    return f"{device}; {backend}, torch {torch.__version__}; {query.dtype}, {heads}; {chosen}"
+    return f"{describe(device)}; {backend}, torch {torch.__version__}; {dtype}, {shape}; {chosen}"
 
 
 def _measure(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: dict[str, Any], sparse: Callable
-) -> int:
-    """On noise, which has least to leave out: on real heads S2O is faster than here."""
-    rng = torch.Generator(query.device).manual_seed(0)
-
-    def noise(like: torch.Tensor, length: int) -> torch.Tensor:
-        shape = (1, like.shape[1], length, like.shape[3])
-        return torch.randn(shape, generator=rng, dtype=torch.float32, device=like.device).to(like.dtype)
-
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sinks: torch.Tensor | None,
+    settings: dict[str, Any],
+    sparse: Callable,
+) -> Crossover:
+    logger.warning(
+        f"S2O measures once from how many keys on it is faster than dense attention on {describe(query.device)}, and "
+        "compiles its kernels for that, which takes some seconds. hf_infeco.warm_up(model) does so ahead."
+    )
+    seconds: dict[Callable, list[float]] = {sparse: [], dense_attention: []}
     for length in LENGTHS:
-        heads = noise(query, length), noise(key, length), noise(value, length)
-        scale = query.shape[3] ** -0.5
-        run_sparse = partial(sparse, *heads, scale=scale, **settings)
-        run_dense = partial(dense_attention, *heads, scale=scale)
-        run_sparse(), run_dense()  # compile, and fill the caches
-        pairs = [(_seconds(run_sparse, query), _seconds(run_dense, query)) for _ in range(REPEATS)]
-        if median(fast / slow for fast, slow in pairs) < GAIN:
-            return length
-    return NEVER
+        heads = [_of_length(tensor, length) for tensor in (query, key, value)]
+        common = {"scale": query.shape[3] ** -0.5, "sinks": sinks}
+        runs = {sparse: partial(sparse, *heads, **common, **settings)}
+        runs[dense_attention] = partial(dense_attention, *heads, **common)
+        if length == LENGTHS[0]:
+            for run in runs.values():  # compiles
+                run()
+        taken = [{method: _seconds(run, query.device) for method, run in runs.items()} for _ in range(REPEATS)]
+        for method in seconds:
+            seconds[method].append(min(times[method] for times in taken))
+    today = datetime.date.today().isoformat()
+    found = Crossover(today, list(LENGTHS), seconds[sparse], seconds[dense_attention])
+    logger.info(f"S2O was {found.summary()}.")
+    return found
 
 
-def _seconds(run: Callable[[], object], query: torch.Tensor) -> float:
+def _of_length(tensor: torch.Tensor, length: int) -> torch.Tensor:
+    """One row's last positions, repeated where there are too few: what a head attends to stays like itself."""
+    times = -(-length // tensor.shape[2])
+    return tensor[:1].repeat(1, 1, times, 1)[:, :, -length:].contiguous()
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
     def wait() -> None:
-        if query.is_cuda:
-            torch.cuda.synchronize(query.device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     wait()
     start = time.perf_counter()
@@ -90,23 +200,33 @@ def _seconds(run: Callable[[], object], query: torch.Tensor) -> float:
     return time.perf_counter() - start
 
 
+def _recall(name: str) -> Crossover | None:
+    if name not in _known:
+        _known.update(_read())
+    found = _known.get(name)
+    return found if found is not None and found.is_fresh else None
+
+
 def _path() -> Path:
     return Path(os.environ.get(VARIABLE) or Path(HF_HOME) / "hf_infeco") / "crossover.json"
 
 
-def _read() -> dict[str, int]:
+def _read() -> dict[str, Crossover]:
+    """What is on file and fresh. What is missing, was cut off in writing, or has an older format is measured anew."""
     try:
-        return json.loads(_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet, or cut off while it was written: measured again
+        found = {name: Crossover(**entry) for name, entry in json.loads(_path().read_text(encoding="utf-8")).items()}
+        return {name: entry for name, entry in found.items() if entry.is_fresh}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _write(known: dict[str, int]) -> None:
+def _write(known: dict[str, Crossover]) -> None:
     path = _path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}")
-        part.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps({name: asdict(entry) for name, entry in known.items()}, indent=1)
+        part.write_text(text + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:
         logger.warning_once(f"S2O's crossover could not be kept in {path} ({error}): every process measures it anew.")

@@ -8,11 +8,25 @@ from torch.nn.attention.bias import causal_lower_right
 DENSE_ROWS = 512
 
 
-def dense_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Exact causal attention whose last query is the last key, never with a mask quadratic in the sequence."""
+# Channels in which a sink's logit travels: as many numbers of 8 bits or more as add up to a float32 exactly, and a
+# multiple of 8, without which kernels for GPUs would not take the heads.
+SINK_CHANNELS = 8
+
+
+def dense_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, sinks: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Exact causal attention whose last query is the last key, never with a mask quadratic in the sequence. `sinks [H]`
+    are a finite logit per query head that joins each row's softmax, with a value of zero.
+    """
     q_len, kv_len = query.shape[2], key.shape[2]
     if q_len == 0:
         return query.new_zeros(*query.shape[:3], value.shape[3])
+    if sinks is not None:
+        return dense_attention(*_with_sink_key(query, key, value, sinks, scale), scale)[
+            :, :, -q_len:, : value.shape[3]
+        ]
     options = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
     if q_len == 1:
         return F.scaled_dot_product_attention(query, key, value, **options)
@@ -31,3 +45,20 @@ def dense_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
             F.scaled_dot_product_attention(rows, key[:, :, :seen], value[:, :, :seen], attn_mask=mask, **options)
         )
     return torch.cat(out, dim=2)
+
+
+def _with_sink_key(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sinks: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Heads with one more key in front, whose logit is the sink: torch's kernels know no other way to add one."""
+    rest = sinks.to(torch.promote_types(query.dtype, torch.float32)) / scale
+    parts = []
+    for _ in range(SINK_CHANNELS):  # what rounding leaves over goes into the next channel
+        parts.append(rest.to(query.dtype))
+        rest = rest - parts[-1]
+    logits = torch.stack(parts, -1)[None, :, None].expand(*query.shape[:3], -1)
+    # Square heads stay square, which has the faster kernels: a query of zeros goes with the key, and is cut off again.
+    query = F.pad(torch.cat([query, logits], -1), (0, 0, int(query.shape[2] == key.shape[2]), 0))
+    key = F.pad(key, (0, SINK_CHANNELS, 1, 0))
+    key[:, :, 0, -SINK_CHANNELS:] = 1
+    return query, key, F.pad(value, (0, max(0, key.shape[3] - value.shape[3]), 1, 0))

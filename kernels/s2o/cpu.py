@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..jit import map_on_threads
 from .cpu_cut import cut_into_granules
 from .cpu_rows import LANES, attend_rows, has_bfloat16
-from .reference import S2OStats, count_causal_pairs, query_metric, segment_spans
+from .reference import S2OStats, count_causal_pairs, join_sink, query_metric, segment_spans
 
 NEAR_ROWS = 64  # of a segment that see the same near keys, or a mask
 
@@ -32,6 +32,7 @@ def s2o_prefill(
     segment: int = 512,
     granule: int = 32,
     compensate: bool = True,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, S2OStats]:
     """See `reference.s2o_prefill`. `granule` is a multiple of 16."""
     batch, heads, q_len, _ = query.shape
@@ -54,6 +55,9 @@ def s2o_prefill(
         first = begin // segment * segment
         queries = grouped[head][:, rows]
         near, log_mass = _attend_near(queries, key[head][first:end], value[head][first:end], scale)
+        if sinks is not None:
+            own = sinks.float().view(kv_heads, -1)[head[1]]
+            near, log_mass = join_sink(near, log_mass, own.repeat_interleave(end - begin))
         result, visited, missed = rule.attend(queries.flatten(0, 1), near, log_mass, past, first // granule)
         out[head][:, rows] = result.view(-1, end - begin, value.shape[3])
         near_pairs = count_causal_pairs(end - begin, end - first) + (end - begin) * (first // granule)

@@ -82,6 +82,7 @@ def s2o_prefill(
     segment: int = 512,
     granule: int = 32,
     compensate: bool = True,
+    sinks: torch.Tensor | None = None,
     tile: int = 1,
     record: bool = False,
 ) -> tuple[torch.Tensor, S2OStats]:
@@ -100,6 +101,7 @@ def s2o_prefill(
         granule: one odd key and `granule - 1` like ones, which are judged and visited together; `segment` is `granule`
             times a power of two.
         compensate: whether unvisited granules enter by their means; else they are left out of the softmax.
+        sinks: `[H]`, a logit per query head that joins each row's softmax, with a value of zero.
         tile: rows that decide together, after those of a segment were ordered by likeness; 1 lets each decide alone.
         record: whether to fill `S2OStats.visits`.
 
@@ -125,6 +127,9 @@ def s2o_prefill(
                 queries = grouped[b, h, :, rows].float() * scale  # [ratio, S, D]
                 near = torch.cat([odd, torch.arange(first, end, device=key.device)])
                 base = _attend_near(queries, keys[h, near], values[h, near])
+                if sinks is not None:
+                    own = sinks.float().view(kv_heads, -1)[h].repeat_interleave(queries.shape[1])
+                    base = Partial(*join_sink(base.out, base.log_mass, own))
                 flat = queries.flatten(0, 1)  # [R, D]
                 promise, log_mass = judge(flat, mean, variance, base.log_mass, granule - 1)
                 promise = promise.masked_fill(scattered, torch.inf)  # which no threshold exceeds
@@ -173,6 +178,12 @@ def _attend_near(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     future = torch.ones_like(logits[0], dtype=torch.bool).triu(keys.shape[0] - queries.shape[1] + 1)
     logits = logits.masked_fill(future, -torch.inf).flatten(0, 1)
     return Partial(logits.softmax(-1) @ values, logits.logsumexp(-1))
+
+
+def join_sink(out: torch.Tensor, log_mass: torch.Tensor, sink: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention `out [R, Dv]` over keys of `log_mass [R]` and, besides, a logit `sink [R]` with a value of zero."""
+    joined = torch.logaddexp(log_mass, sink)
+    return out * (log_mass - joined).exp()[:, None].to(out.dtype), joined
 
 
 def judge(

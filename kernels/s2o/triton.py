@@ -67,12 +67,13 @@ def _attend(
 
 @triton.jit
 def _attend_near(
-    query, key, value, order, scale, last, first_key, end, num_past,
+    query, m, l, key, value, order, scale, last, first_key, end, num_past,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, GRANULE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """What every row attends: the odd keys of the past, and its own segment, from `first_key` up to itself."""
-    m = tl.full([query.shape[0]], float("-inf"), tl.float32)
-    l = tl.zeros([query.shape[0]], tl.float32)
+    """
+    What every row attends, besides the mass `l * 2^m` of a value of zero: the odd keys of the past, and its own
+    segment, from `first_key` up to itself.
+    """
     acc = tl.zeros([query.shape[0], triton.next_power_of_2(VALUE_DIM)], tl.float32)
     for first in range(0, num_past + tl.max(last, 0) + 1 - first_key, BLOCK_N):
         index = first + tl.arange(0, BLOCK_N)
@@ -228,7 +229,8 @@ def _attend_visits(
 # Lengths change with every prompt; a kernel compiled for multiples of 16 would be compiled again on the way.
 @triton.jit(do_not_specialize=["first_item", "num_tiles", "first_tiles", "q_len", "kv_len", "num_granules"])
 def _attend_tiles(
-    query, key, value, row_order, order, mean, variance, mean_value, scattered, visits, judged, out, visited, missed,
+    query, key, value, sinks, row_order, order, mean, variance, mean_value, scattered, visits, judged,
+    out, visited, missed,
     scale, spread_scale, max_lift, log_count, tau, may_miss, compensate,
     first_item, num_tiles, first_tiles, q_len, kv_len, num_granules,
     RATIO: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, SEGMENT: tl.constexpr,
@@ -256,6 +258,11 @@ def _attend_tiles(
     tile_order += tl.minimum(tl.arange(0, TILE), num_rows - 1)
     row = tl.load(tile_order)
     last = begin + row % length
+    m = tl.full([TILE], float("-inf"), tl.float32)
+    l = tl.zeros([TILE], tl.float32)
+    if sinks is not None:
+        m = tl.load(sinks + head * RATIO + row // length)
+        l += 1
     # Counted within the head, since it stays in registers to the end: there 64 bits would be too many.
     row = row // length * q_len + last - start
     first_row = head * RATIO * q_len
@@ -267,7 +274,7 @@ def _attend_tiles(
     orders, means, variances = order + here * GRANULE, mean + here * HEAD_DIM, variance + here * HEAD_DIM
     num_past = segment * (SEGMENT // GRANULE)
     m, l, acc = _attend_near(
-        rows, keys, values, orders, scale, last, segment * SEGMENT, end, num_past,
+        rows, m, l, keys, values, orders, scale, last, segment * SEGMENT, end, num_past,
         HEAD_DIM, VALUE_DIM, GRANULE, BLOCK_N,
     )  # fmt: skip
     total = _weigh_past(
@@ -320,6 +327,7 @@ def s2o_prefill(
     segment: int = 512,
     granule: int = 32,
     compensate: bool = True,
+    sinks: torch.Tensor | None = None,
     tile: int = 64,
 ) -> tuple[torch.Tensor, S2OStats]:
     """
@@ -338,7 +346,9 @@ def s2o_prefill(
             f"{LEAST_TILE} rows, not granule={granule} and tile={tile}. Use kernels.s2o.reference.s2o_prefill."
         )
     with torch.no_grad():
-        out, visited, missed = _prefill(query, key, value, scale, tau, target_mass, segment, granule, compensate, tile)
+        out, visited, missed = _prefill(
+            query, key, value, sinks, scale, tau, target_mass, segment, granule, compensate, tile
+        )
     near = sum(
         count_causal_pairs(end - begin, end - begin // segment * segment)
         + (end - begin) * (begin // segment * segment // granule)
@@ -352,6 +362,7 @@ def _prefill(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    sinks: torch.Tensor | None,
     scale: float,
     tau: float,
     target_mass: float | None,
@@ -371,6 +382,8 @@ def _prefill(
     num_granules = order.shape[1]
     # In the dtype of the keys, which are no more exact than that themselves.
     mean, variance, mean_value = (part.to(key.dtype) for part in (granules.mean, granules.variance, granules.value))
+    if sinks is not None:
+        sinks = (sinks.float() * LOG2_E).repeat(batch)
     row_order = order_rows(queries, kv_len - q_len, segment, tile)
 
     tiles = [triton.cdiv((end - begin) * ratio, tile) for begin, end in segment_spans(q_len, kv_len, segment)]
@@ -383,8 +396,8 @@ def _prefill(
     blocks = choose_blocks(tile, head_dim, value_dim, target_mass)
     for first_item in range(0, num_items, at_once):
         _attend_tiles[(min(at_once, num_items - first_item),)](
-            queries, keys, values, row_order, order, mean, variance, mean_value, granules.scattered, visits, judged,
-            out, visited, missed,
+            queries, keys, values, sinks, row_order, order, mean, variance, mean_value, granules.scattered, visits,
+            judged, out, visited, missed,
             # In base 2; the spread is made of products without scale.
             scale * LOG2_E, scale**2 * LOG2_E, MAX_LIFT * LOG2_E, math.log2(granule - 1),
             tau, None if target_mass is None else 1 - target_mass, float(compensate),
@@ -457,15 +470,16 @@ def example_calls() -> None:
     """Calls on tensors without data that launch the kernel in every configuration that there is."""
     tokens, kv_heads = 8192, 2
     empty = partial(torch.empty, device="meta")
-    for dtype, head_dim, ratio, tile, granule in (
-        (torch.bfloat16, 128, 4, 64, 32),
-        (torch.bfloat16, 128, 4, 128, 32),
-        (torch.bfloat16, 128, 4, 64, 16),
-        (torch.float16, 64, 8, 64, 32),
-        (torch.bfloat16, 96, 1, 64, 32),
-        (torch.bfloat16, 256, 2, 64, 32),
+    for dtype, head_dim, ratio, tile, granule, sinks in (
+        (torch.bfloat16, 128, 4, 64, 32, None),
+        (torch.bfloat16, 128, 4, 128, 32, None),
+        (torch.bfloat16, 128, 4, 64, 16, None),
+        (torch.float16, 64, 8, 64, 32, None),
+        (torch.bfloat16, 64, 8, 64, 32, empty(kv_heads * 8)),
+        (torch.bfloat16, 96, 1, 64, 32, None),
+        (torch.bfloat16, 256, 2, 64, 32, None),
     ):
         query = empty(1, kv_heads * ratio, tokens, head_dim, dtype=dtype)
         key = empty(1, kv_heads, tokens, head_dim, dtype=dtype)
         for target_mass in (None, 0.99):
-            _prefill(query, key, key, 0.1, 0.01, target_mass, 512, granule, True, tile)
+            _prefill(query, key, key, sinks, 0.1, 0.01, target_mass, 512, granule, True, tile)

@@ -49,13 +49,20 @@ def crowded_case(segment, granule, **shape):
     return query, key, value
 
 
-def dense(query, key, value):
-    """The definition, float32: softmax of scaled logits over the keys not after the query."""
+def dense(query, key, value, sinks=None):
+    """
+    The definition, float32: softmax of scaled logits over the keys not after the query, and over each head's sink,
+    whose value is zero.
+    """
     ratio = query.shape[1] // key.shape[1]
     key, value = (x.float().repeat_interleave(ratio, 1) for x in (key, value))
     logits = query.float() @ key.mT * query.shape[-1] ** -0.5
     future = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(logits.shape[-1] - logits.shape[-2] + 1)
-    return logits.masked_fill(future, -torch.inf).softmax(-1) @ value
+    logits = logits.masked_fill(future, -torch.inf)
+    if sinks is not None:
+        column = sinks.float()[None, :, None, None].expand(*logits.shape[:3], 1)
+        logits, value = torch.cat([logits, column], -1), torch.nn.functional.pad(value, (0, 0, 0, 1))
+    return logits.softmax(-1) @ value
 
 
 def distance(out, expected):

@@ -31,7 +31,8 @@ def check_exact(query, key, value, tolerance=None, **settings):
     """At tau = 0 all is visited."""
     tolerance = tolerance or (1e-5 if query.dtype == torch.float32 else 2 * ROUNDING[query.dtype])
     out, stats = run(query, key, value, 0.0, **settings)
-    torch.testing.assert_close(out, dense(query, key, value), rtol=tolerance, atol=tolerance)
+    expected = dense(query, key, value, settings.get("sinks"))
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
     pairs = query.shape[0] * query.shape[1] * count_causal_pairs(query.shape[2], key.shape[2])
     assert stats.visited_pairs == stats.causal_pairs == pairs
     assert stats.missed_mass == 0
@@ -47,7 +48,7 @@ def check_like_reference(query, key, value, tau=None, **settings):
         tau, expected, wanted = half_visited(query, key, value, **settings)
     else:
         expected, wanted = reference.s2o_prefill(query, key, value, scale=query.shape[-1] ** -0.5, tau=tau, **settings)
-    left_out = distance(expected, dense(query, key, value))
+    left_out = distance(expected, dense(query, key, value, settings.get("sinks")))
     out, stats = run(query, key, value, tau, **settings)
     is_exact = query.dtype == torch.float32
     rounding = ROUNDING[query.dtype]
@@ -96,6 +97,14 @@ def test_queries_may_be_the_end_of_a_longer_cache(q_len, kv_len):
 )
 def test_every_setting_is_the_reference_s(settings):
     check_like_reference(*make_case(300, ratio=4), **settings)
+
+
+@pytest.mark.parametrize("sink", [-30.0, 3.0, 30.0])
+def test_a_sink_joins_the_softmax_of_its_head(sink):
+    case = make_case(200, ratio=2, kv_heads=2, batch=2)
+    sinks = torch.tensor([sink, 0.0, 1.0, 2.0])
+    check_exact(*case, sinks=sinks)
+    check_like_reference(*case, sinks=sinks)
 
 
 @pytest.mark.parametrize("target_mass", [None, 0.999])

@@ -76,6 +76,16 @@ def test_transposed_inputs_give_the_same_output():
     assert_exact_at_tau_zero(*strided)
 
 
+def test_a_sink_joins_the_softmax_of_its_head():
+    case, sinks = random_heads(2, 4, 2, 97, 131, 64), torch.tensor([-30.0, 0.0, 3.0, 30.0])
+    out, stats = s2o_prefill(*case, scale=0.125, tau=0.0, sinks=sinks, **SETTINGS)
+    torch.testing.assert_close(out, dense(*case, sinks), rtol=1e-5, atol=1e-5)
+    assert stats.density == 1
+    with_sink, without = (s2o_prefill(*case, scale=0.125, tau=0.01, sinks=x, **SETTINGS)[1] for x in (sinks, None))
+    assert with_sink.density < without.density  # what a sink takes, no visit can change
+    assert with_sink.missed < without.missed
+
+
 def test_huge_logits_do_not_overflow():
     query, key, value = random_heads(1, 2, 1, 131, 131, 64)
     assert_exact_at_tau_zero(query * 40, key * 40, value, tolerance=1e-3)

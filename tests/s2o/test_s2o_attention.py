@@ -78,6 +78,49 @@ def test_a_row_that_padding_makes_short_runs_dense(heads):
     assert padded.density == 1
 
 
+def softmax_with_sinks(query, key, value, sinks, start):
+    """The definition in float64, for one row of a batch whose keys begin at `start`."""
+    query, key, value, sinks = (x.double() for x in (query, key, value, sinks))
+    key, value = (x[:, start:].repeat_interleave(query.shape[0] // x.shape[0], 0) for x in (key, value))
+    logits = query @ key.mT * query.shape[-1] ** -0.5
+    future = torch.ones(logits.shape[1:], dtype=torch.bool).triu(key.shape[1] - query.shape[1] + 1)
+    logits = torch.cat([logits.masked_fill(future, -torch.inf), sinks[:, None, None].expand(*logits.shape[:2], 1)], 2)
+    return logits.softmax(-1)[..., :-1] @ value
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)])
+@pytest.mark.parametrize("value_dim", [64, 48])
+@pytest.mark.parametrize(
+    "config", [S2OConfig(tau=1e-12, segment=64, granule=16, crossover=0), None], ids=["sparse", "dense"]
+)
+@pytest.mark.parametrize("q_len", [LENGTH, 100, 1])
+def test_sinks_are_a_column_of_the_softmax(heads, config, q_len, value_dim, dtype, tolerance):
+    query, key, value = (x.to(dtype) for x in heads)
+    query, value = query[:, :, LENGTH - q_len :], value[..., :value_dim]
+    sinks, starts = torch.tensor([-3.3, 0.7, 2.9, 11.3]), [0, 37, 250]
+    out = s2o_attention(query, key, value, config or S2OConfig(tau=0), starts=starts, sinks=sinks)
+    for row, start in enumerate(starts):
+        padded = max(0, start - (LENGTH - q_len))
+        wanted = softmax_with_sinks(query[row, :, padded:], key[row], value[row], sinks, start)
+        torch.testing.assert_close(out[row, :, padded:].double(), wanted, rtol=tolerance, atol=tolerance)
+        assert (out[row, :, :padded] == 0).all()
+
+
+def test_sinks_learn(heads):
+    query, key, value = (x[:1, :, :20] for x in heads)
+    sinks = torch.tensor([-1.0, 0.0, 1.0, 2.0], requires_grad=True)
+    s2o_attention(query, key, value, SPARSE, sinks=sinks).square().sum().backward()
+    wanted = sinks.detach().double().requires_grad_()
+    softmax_with_sinks(query[0], key[0], value[0], wanted, 0).square().sum().backward()
+    torch.testing.assert_close(sinks.grad.double(), wanted.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sinks", [torch.zeros(2), torch.zeros(1, 4), torch.zeros(4, dtype=torch.int64)])
+def test_sinks_that_do_not_fit_are_named(heads, sinks):
+    with pytest.raises(ValueError, match=r"each of 4 query heads on cpu has one floating logit"):
+        s2o_attention(*heads, sinks=sinks)
+
+
 def test_fewer_queries_than_a_segment_run_dense(heads):
     query, key, value = heads
     _, stats = causal_attention(query[:, :, -SPARSE.segment + 1 :], key, value, SPARSE)

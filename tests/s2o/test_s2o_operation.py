@@ -1,12 +1,15 @@
 """Sparse prefill as an operation of torch, and the length from which on it is used."""
 
+import datetime
 import json
+import logging
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from hf_infeco import S2OConfig, s2o_attention
+from hf_infeco.kernels.devices import processor
 from hf_infeco.kernels.s2o.reference import count_causal_pairs
 from hf_infeco.s2o import crossover, operation
 from hf_infeco.s2o.attention import causal_attention
@@ -30,12 +33,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def pretend(monkeypatch, sparse_per_key, dense_per_pair):
-    """Times as if sparse prefill were linear in the keys, and dense quadratic."""
+def pretend(monkeypatch, sparse, dense=(0, 1)):
+    """Times as if sparse prefill, and dense, took a n + b n^2 for n keys, by `(a, b)` each."""
 
-    def seconds(run, query):
+    def seconds(run, device):
         length = run.args[0].shape[2]
-        return length**2 * dense_per_pair if run.func is crossover.dense_attention else length * sparse_per_key
+        once, per_pair = dense if run.func is crossover.dense_attention else sparse
+        return once * length + per_pair * length**2
 
     monkeypatch.setattr(crossover, "_seconds", seconds)
 
@@ -50,7 +54,7 @@ def test_torch_compile_sees_one_operation():
 
 
 def test_the_operation_is_what_it_tells_torch():
-    arguments = (*random_heads(200), 0.125, 0.05, None, 64, 16, True, 0)
+    arguments = (*random_heads(200), torch.zeros(4), 0.125, 0.05, None, 64, 16, True, 0)
     torch.library.opcheck(operation._operation, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -61,32 +65,115 @@ def test_a_numbers_crossover_counts_keys(keys, is_dense):
     assert bool(stats.density == 1) is is_dense
 
 
-def test_the_measured_crossover_is_where_sparse_gets_faster(folder, monkeypatch):
-    pretend(monkeypatch, sparse_per_key=3000, dense_per_pair=1)
-    heads = random_heads(2048, heads=1, kv_heads=1)
-    settings = {"tau": 0.1, "target_mass": None, "segment": 64, "granule": 16, "compensate": True}
-    assert crossover.measured_crossover(*heads, settings) == 4096
-    assert list(json.loads((folder / "crossover.json").read_text()).values()) == [4096]
+SETTINGS = {"tau": 0.1, "target_mass": None, "segment": 64, "granule": 16, "compensate": True}
+AUTO = S2OConfig(tau=0.1, segment=64, granule=16)
+
+
+def measured(length=1024, heads=1, kv_heads=1, dtype=torch.float32):
+    return crossover.measured_crossover(*random_heads(length, heads, kv_heads, dtype), None, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "sparse, keys",
+    [
+        ((3000, 0), 3334),  # between the measured lengths: 3000 n = 0.9 n^2
+        ((0, 0.5), crossover.SHORTEST),
+        ((27_000, 0), 30_000),  # beyond all of them
+        ((4000, 0.5), 10_000),
+        ((0, 1), crossover.NEVER),
+    ],
+)
+def test_the_crossover_is_where_sparse_gets_faster(folder, monkeypatch, sparse, keys):
+    pretend(monkeypatch, sparse)
+    assert measured() == pytest.approx(keys, abs=1)
+
+
+def test_times_are_fitted_by_what_a_key_and_what_a_pair_costs():
+    lengths = [2048, 4096, 8192]
+    assert crossover.fit(lengths, [3 * n + 0.5 * n**2 for n in lengths]) == pytest.approx((3, 0.5), rel=1e-6)
+    assert crossover.fit(lengths, [n**3 for n in lengths])[0] == 0  # steeper than pairs: no negative costs
+    assert crossover.fit(lengths, [n**0.5 for n in lengths])[1] == 0
 
 
 def test_a_measured_crossover_is_kept_for_the_next_process(folder, monkeypatch):
-    pretend(monkeypatch, sparse_per_key=1, dense_per_pair=1)
-    heads = random_heads(1024, heads=1, kv_heads=1)
-    settings = {"tau": 0.1, "target_mass": None, "segment": 64, "granule": 16, "compensate": True}
-    assert crossover.measured_crossover(*heads, settings) == 1024
+    pretend(monkeypatch, sparse=(3000, 0))
+    assert measured() == 3334
     monkeypatch.setattr(crossover, "_known", {})
     monkeypatch.setattr(crossover, "_measure", None)  # would fail if called
-    assert crossover.measured_crossover(*heads, settings) == 1024
+    assert measured() == 3334
     with pytest.raises(TypeError):  # heads of another shape are another question
-        crossover.measured_crossover(*random_heads(1024, heads=2, kv_heads=1), settings)
+        measured(heads=2)
+    with pytest.raises(TypeError):  # and so is another dtype
+        measured(dtype=torch.bfloat16)
+    with pytest.raises(TypeError):  # or sinks
+        crossover.measured_crossover(*random_heads(1024, 1, 1), torch.zeros(1), SETTINGS)
 
 
-def test_a_cut_off_file_is_measured_anew(folder, monkeypatch):
-    (folder / "crossover.json").write_text('{"cpu')
-    pretend(monkeypatch, sparse_per_key=1, dense_per_pair=1)
-    settings = {"tau": 0.1, "target_mass": None, "segment": 64, "granule": 16, "compensate": True}
-    assert crossover.measured_crossover(*random_heads(1024, heads=1, kv_heads=1), settings) == 1024
-    assert json.loads((folder / "crossover.json").read_text())
+def test_what_is_on_file_tells_when_where_and_what(folder, monkeypatch):
+    pretend(monkeypatch, sparse=(3000, 0))
+    measured()
+    [(name, entry)] = json.loads((folder / "crossover.json").read_text()).items()
+    assert name.startswith(f"CPU {processor()}, {torch.get_num_threads()} threads")
+    assert entry["date"] == datetime.date.today().isoformat() and entry["lengths"] == list(crossover.LENGTHS)
+    assert entry["dense"] == [n**2 for n in crossover.LENGTHS] and entry["sparse"] == [
+        3000 * n for n in crossover.LENGTHS
+    ]
+
+
+@pytest.mark.parametrize("text", ['{"cpu', '{"NAME": 1024}', "[]", '{"NAME": {"date": "2026-01-01", "keys": 3}}', "1"])
+def test_a_file_that_is_cut_off_or_of_an_older_format_is_measured_anew(folder, monkeypatch, text):
+    pretend(monkeypatch, sparse=(3000, 0))
+    measured()
+    [name] = json.loads((folder / "crossover.json").read_text())
+    (folder / "crossover.json").write_text(text.replace('"NAME"', json.dumps(name)))
+    monkeypatch.setattr(crossover, "_known", {})
+    pretend(monkeypatch, sparse=(0, 0.5))
+    assert measured() == crossover.SHORTEST
+    assert name in json.loads((folder / "crossover.json").read_text())
+
+
+def test_a_measurement_expires(folder, monkeypatch):
+    pretend(monkeypatch, sparse=(0, 1))
+    assert measured() == crossover.NEVER
+    [(name, entry)] = json.loads((folder / "crossover.json").read_text()).items()
+    entry["date"] = (datetime.date.today() - crossover.EXPIRY).isoformat()
+    (folder / "crossover.json").write_text(json.dumps({name: entry}))
+    monkeypatch.setattr(crossover, "_known", {})
+    pretend(monkeypatch, sparse=(3000, 0))
+    assert measured() == 3334
+
+
+def test_a_report_may_ask_what_was_measured(folder, monkeypatch):
+    heads = (torch.device("cpu"), torch.float32, (1, 1), (64, 64))
+    assert crossover.known(AUTO, *heads) is None
+    pretend(monkeypatch, sparse=(27_000, 0))
+    measured()
+    found = crossover.known(AUTO, *heads)
+    assert found.keys == 30_000
+    assert found.summary().startswith("measured slower than dense below 30,000 keys (0.08x at 2,048, 0.15x at 4,096,")
+    assert crossover.known(S2OConfig(tau=0.1, segment=64, granule=16, crossover=0), *heads) is None
+    pretend(monkeypatch, sparse=(0, 1))
+    measured(heads=2)
+    found = crossover.known(AUTO, torch.device("cpu"), torch.float32, (2, 1), (64, 64))
+    assert "slower than dense at any length (1.00x at" in found.summary()
+
+
+def test_it_is_measured_on_the_heads_at_hand(folder, monkeypatch):
+    """Noise has nothing to leave out, and its crossover would be nobody's."""
+    query, key, value = random_heads(3000, 1, 1)
+    seen = []
+    monkeypatch.setattr(crossover, "_seconds", lambda run, device: seen.append(run.args) or 1.0)
+    crossover.measured_crossover(query, key, value, None, SETTINGS)
+    assert torch.equal(seen[0][1], key[:, :, -2048:])
+    assert torch.equal(seen[-1][1][:, :, -3000:], key) and seen[-1][1].shape[2] == 8192
+
+
+def test_measuring_is_said_before_it_starts(folder, monkeypatch, caplog):
+    pretend(monkeypatch, sparse=(3000, 0))
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    measured(), measured()
+    [record] = [record for record in caplog.records if "compiles its kernels" in record.getMessage()]
+    assert "hf_infeco.warm_up(model)" in record.getMessage() and processor() in record.getMessage()
 
 
 def test_short_prompts_are_not_measured(folder, monkeypatch):
