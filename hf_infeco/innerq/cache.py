@@ -7,7 +7,6 @@ import torch
 from transformers import Cache, PreTrainedConfig
 
 from .. import compat
-from ..kernels.innerq.reference import GROUP
 from ..kv import cache_nbytes
 from . import saving
 from .config import InnerQConfig
@@ -134,7 +133,4 @@ def unsupported_reason(config: PreTrainedConfig) -> str | None:
         return "it has multi-head latent attention, which caches what it compresses by itself"
     if not any(map(compat.is_full_attention_layer, compat.default_layers(config))):
         return "none of its layers has a growing full-attention cache"
-    head_dim = compat.key_value_dims(config)[1]
-    if head_dim % GROUP:
-        return f"head_dim={head_dim} is not a multiple of the group of {GROUP} channels"
     return None
