@@ -1,6 +1,7 @@
 """`InnerQCache`: a transformers `Cache` whose full-attention layers are InnerQ layers."""
 
 import os
+from collections.abc import Iterator
 from typing import Self
 
 import torch
@@ -48,6 +49,11 @@ class InnerQCache(Cache):
         ]
         super().__init__(layers=layers, **offloading)
         self._model = saving.fingerprint(config)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]:
+        """Keys, values and the window of each layer, as of a `DynamicCache`."""
+        for layer in self.layers:
+            yield layer.keys, layer.values, getattr(layer, "_sliding_window_tensor", None)
 
     @property
     def nbytes(self) -> int:

@@ -193,6 +193,12 @@ class InnerQLayer(HandleLayer):
         key, value = self._attended()
         return plain(key), plain(value)
 
+    def replace_tensors(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """They are exact tokens like those of a first call, and are packed with a later one."""
+        self.reset()
+        self.lazy_initialization(key, value)
+        self._recent, self.num_tokens = (key, value), key.shape[2]
+
     def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if self._padding is not None:
             self._padding.map_tensors(function)

@@ -56,7 +56,11 @@ class PackedStore:
         self.num_tokens += added
 
     def _capacity(self, name: str) -> int:
-        return self._buffers[name].shape[2] if name in self._buffers else 0
+        """Tiles that the buffer has room for; none where it may not be written: it is of another inference mode."""
+        buffer = self._buffers.get(name)
+        if buffer is None or (buffer.is_inference() and not torch.is_inference_mode_enabled()):
+            return 0
+        return buffer.shape[2]
 
     def _grow(self, name: str, like: torch.Tensor, used: int, needed: int) -> None:
         """
