@@ -104,8 +104,8 @@ class HandleLayer(CacheLayerMixin):
     """
     Base of our cache layers: the parts of transformers' layer protocol that do not depend on how tokens are stored.
 
-    Subclasses hold `num_tokens`, and define `update`, `full_tensors`, `map_tensors`, `tensors`, `reset` and
-    `remove_last`.
+    Subclasses hold `num_tokens`, and define `update`, `full_tensors`, `replace_tensors`, `map_tensors`, `tensors`,
+    `reset` and `remove_last`.
     """
 
     is_sliding = False
@@ -127,6 +127,10 @@ class HandleLayer(CacheLayerMixin):
         """All tokens held, as plain tensors in the model's dtype."""
 
     @abstractmethod
+    def replace_tensors(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Holds these tokens in place of all that it held. Whoever writes one after the other passes two lengths."""
+
+    @abstractmethod
     def map_tensors(self, function: Any) -> None:
         """Replaces every batched tensor the layer holds, if any, by `function(tensor)`; batch is dimension 0."""
 
@@ -143,10 +147,20 @@ class HandleLayer(CacheLayerMixin):
         """All keys `[B, Hkv, tokens, D]`, dequantized for whoever looks; None before the first token."""
         return self.full_tensors()[0] if self.num_tokens else None
 
+    @keys.setter
+    def keys(self, key: torch.Tensor) -> None:
+        value = self.full_tensors()[1] if self.is_initialized else key[:, :, :0]
+        self.replace_tensors(key, value)
+
     @property
     def values(self) -> torch.Tensor | None:
         """All values `[B, Hkv, tokens, Dv]`, dequantized for whoever looks; None before the first token."""
         return self.full_tensors()[1] if self.num_tokens else None
+
+    @values.setter
+    def values(self, value: torch.Tensor) -> None:
+        key = self.full_tensors()[0] if self.is_initialized else value[:, :, :0]
+        self.replace_tensors(key, value)
 
     def get_seq_length(self) -> int:
         return self.num_tokens
@@ -171,8 +185,8 @@ class HandleLayer(CacheLayerMixin):
     def batch_repeat_interleave(self, repeats: int) -> None:
         self.map_tensors(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self.map_tensors(lambda tensor: tensor[indices.to(tensor.device)])
+    def batch_select_indices(self, indices: torch.Tensor | list[int]) -> None:
+        self.map_tensors(lambda tensor: tensor[torch.as_tensor(indices, device=tensor.device)])
 
     def offload(self) -> None:
         self.map_tensors(lambda tensor: tensor.to("cpu", non_blocking=True))

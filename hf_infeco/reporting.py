@@ -131,37 +131,36 @@ class _Sizes:
         self.innerq, self.packed_layers = config.innerq, found.packed_layers
         self.limit = compat.max_positions(model.config)
         modules = compat.attention_modules(compat.decoder_of(model))
-        layers = {i: layer for i, layer in enumerate(compat.default_layers(model.config)) if i in modules}
-        numbers = {i: _numbers_per_token(model.config, i, modules[i]) for i in layers}
+        self.layers = {i: layer for i, layer in enumerate(compat.default_layers(model.config)) if i in modules}
+        self.dims = {i: compat.key_value_dims(model.config, i, modules[i]) for i in self.layers}
         self.item = model.dtype.itemsize
-        self.growing = {i: numbers[i] for i, layer in layers.items() if compat.is_full_attention_layer(layer)}
-        windows = {i: getattr(layer, "sliding_window", None) for i, layer in layers.items()}
-        self.sliding = {i: (numbers[i], window) for i, window in windows.items() if window}
 
     def per_token(self, *, packed: bool) -> float:
         """What one more token adds, beyond the windows; nothing is packed where they cover all that a model takes."""
         never = self.innerq is None or (self.limit is not None and self.innerq.packed_tokens(self.limit) == 0)
+        growing = [i for i, layer in self.layers.items() if compat.is_full_attention_layer(layer)]
         return sum(
-            numbers * self.item if never or not packed or i not in self.packed_layers else self._packed(numbers)
-            for i, numbers in self.growing.items()
+            self._packed(i) if packed and i in self.packed_layers and not never else self._plain(i) for i in growing
         )
 
     def at(self, num_tokens: int, *, packed: bool) -> float:
         """All that a cache of `num_tokens` holds: layers that grow, and sliding windows."""
-        total = sum(numbers * min(num_tokens, window) * self.item for numbers, window in self.sliding.values())
-        for i, numbers in self.growing.items():
+        total = 0.0
+        for i, layer in self.layers.items():
+            window = getattr(layer, "sliding_window", None)
+            held = min(num_tokens, window) if window else num_tokens if compat.is_full_attention_layer(layer) else 0
             can_pack = packed and self.innerq is not None and i in self.packed_layers
-            count = self.innerq.packed_tokens(num_tokens) if can_pack else 0
-            total += (num_tokens - count) * numbers * self.item + (count * self._packed(numbers) if count else 0)
+            count = self.innerq.packed_tokens(held) if can_pack else 0
+            total += (held - count) * self._plain(i) + (count * self._packed(i) if count else 0)
         return total
 
-    def _packed(self, numbers: int) -> float:
-        return numbers * self.innerq.bits_per_number / 8
+    def _plain(self, index: int) -> float:
+        kv_heads, key_dim, value_dim = self.dims[index]
+        return kv_heads * (key_dim + value_dim) * self.item
 
-
-def _numbers_per_token(config: PreTrainedConfig, index: int, module: torch.nn.Module) -> int:
-    kv_heads, key_dim, value_dim = compat.key_value_dims(config, index, module)
-    return kv_heads * (key_dim + value_dim)
+    def _packed(self, index: int) -> float:
+        kv_heads, key_dim, value_dim = self.dims[index]
+        return kv_heads * self.innerq.bits_per_token(key_dim, value_dim) / 8
 
 
 def _plans(model: PreTrainedModel) -> dict[int, LayerPlan]:

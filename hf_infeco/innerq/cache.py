@@ -1,13 +1,13 @@
 """`InnerQCache`: a transformers `Cache` whose full-attention layers are InnerQ layers."""
 
 import os
+from collections.abc import Iterator
 from typing import Self
 
 import torch
 from transformers import Cache, PreTrainedConfig
 
 from .. import compat
-from ..kernels.innerq.reference import GROUP
 from ..kv import cache_nbytes
 from . import saving
 from .config import InnerQConfig
@@ -50,6 +50,11 @@ class InnerQCache(Cache):
         ]
         super().__init__(layers=layers, **offloading)
         self._model = saving.fingerprint(config)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]:
+        """Keys, values and the window of each layer, as of a `DynamicCache`."""
+        for layer in self.layers:
+            yield layer.keys, layer.values, getattr(layer, "_sliding_window_tensor", None)
 
     @property
     def nbytes(self) -> int:
@@ -135,7 +140,4 @@ def unsupported_reason(config: PreTrainedConfig) -> str | None:
         return "it has multi-head latent attention, which caches what it compresses by itself"
     if not any(map(compat.is_full_attention_layer, compat.default_layers(config))):
         return "none of its layers has a growing full-attention cache"
-    head_dim = compat.key_value_dims(config)[1]
-    if head_dim % GROUP:
-        return f"head_dim={head_dim} is not a multiple of the group of {GROUP} channels"
     return None

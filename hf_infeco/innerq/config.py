@@ -68,10 +68,13 @@ class InnerQConfig(MethodConfig, method="innerq"):
 
     @property
     def bits_per_number(self) -> float:
-        """Average over keys and values, scales and zero points included."""
-        key = self.key_bits + 16 / GROUP
-        value = self.value_bits + 16 / GROUP * (2 if self.hybrid_values else 1)
-        return (key + value) / 2
+        """Average over keys and values of a packed token, scales and zero points included, in whole groups."""
+        return self.bits_per_token(GROUP, GROUP) / (2 * GROUP)
+
+    def bits_per_token(self, key_dim: int, value_dim: int) -> float:
+        """Bits of a packed token in one KV head. Keys take whole groups: of 80 channels as many as of 96."""
+        key = -(-key_dim // GROUP) * (GROUP * self.key_bits + 16)
+        return key + value_dim * (self.value_bits + 16 / GROUP * (2 if self.hybrid_values else 1))
 
     def packed_tokens(self, num_tokens: int) -> int:
         """How many of a sequence's tokens are packed; the others are in the exact windows."""

@@ -6,7 +6,15 @@ from typing import Any
 import torch
 
 from ..kernels.dispatch import choose
-from ..kernels.innerq.reference import GROUP, PackedKV, channel_mean, channel_norm
+from ..kernels.innerq.reference import (
+    GROUP,
+    PackedKV,
+    channel_mean,
+    channel_norm,
+    fill_groups,
+    in_units,
+    value_units,
+)
 from ..kv import HandleLayer, KVView, plain
 from .config import InnerQConfig
 from .padding import LeftPadding, Pair, to_positions, to_slots
@@ -29,7 +37,8 @@ class InnerQView(KVView):
     def dequantize(self) -> Pair:
         packed = choose("innerq_dequantize", self.recent[0].device).module.dequantize(self.packed)
         pieces = zip(self.sink, packed, self.recent, strict=True)
-        key, value = (torch.cat([s, p.to(s.dtype), r], dim=2) for s, p, r in pieces)
+        # Keys are packed with channels of zeros up to whole groups.
+        key, value = (torch.cat([s, p[..., : s.shape[3]].to(s.dtype), r], dim=2) for s, p, r in pieces)
         return (key, value) if self.order is None else to_positions((key, value), self.order)
 
     @torch.compiler.disable(reason=NO_GRAPH)
@@ -93,11 +102,6 @@ class InnerQLayer(HandleLayer):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
-        if key_states.shape[-1] % GROUP:
-            raise ValueError(
-                f"InnerQ groups {GROUP} channels of a key, and head_dim={key_states.shape[-1]} is no multiple of it. "
-                "Leave the cache of this model as it is: patch(model, innerq=False), or no InnerQCache."
-            )
         self._sink = self._recent = _own((key_states[:, :, :0], value_states[:, :, :0]))
 
     @torch.compiler.disable(reason=NO_GRAPH)
@@ -135,15 +139,20 @@ class InnerQLayer(HandleLayer):
             rest, measured, real = self._settle(self._padding, rest, count)
         with torch.no_grad():  # codes carry no gradient; the exact tokens keep theirs
             is_first, store = self._store is None, self._store or PackedStore()
+            key, value = fill_groups(rest[0]), rest[1]
             if is_first or measured is not None:
-                mean = channel_mean(rest[0], real) if self.config.center_keys else None
-                norm = channel_norm(rest[0], mean, real) if self.config.normalize_keys else None
+                mean = channel_mean(key, real) if self.config.center_keys else None
+                norm = channel_norm(key, mean, real) if self.config.normalize_keys else None
                 store.set_channels(norm, mean, measured)
-            kernel = choose("innerq_quantize", rest[0].device).module
-            key, value = _slice(rest, 0, count)
+            kernel = choose("innerq_quantize", key.device).module
+            key, value, unit = key[:, :, :count], value[:, :, :count], None
+            if value.dtype != torch.float16:
+                unit = value_units(value)
+                value = in_units(value, unit)
             store.append(
                 kernel.quantize_keys(key, self.config.key_bits, store.key_norm, store.key_mean),
                 kernel.quantize_values(value, self.config.value_bits, self.config.hybrid_values),
+                unit,
             )
         self._store, self._recent = store, _own(_slice(rest, count, None))
 
@@ -183,6 +192,12 @@ class InnerQLayer(HandleLayer):
     def full_tensors(self) -> Pair:
         key, value = self._attended()
         return plain(key), plain(value)
+
+    def replace_tensors(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """They are exact tokens like those of a first call, and are packed with a later one."""
+        self.reset()
+        self.lazy_initialization(key, value)
+        self._recent, self.num_tokens = (key, value), key.shape[2]
 
     def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if self._padding is not None:

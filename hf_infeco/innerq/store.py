@@ -8,6 +8,7 @@ import torch
 from ..kernels.innerq.reference import GROUP, Packed, PackedKV
 
 MIN_SPARE_TILES = 1
+UNIT = "value.unit"  # name of the buffer of the values' units
 
 
 class PackedStore:
@@ -40,11 +41,11 @@ class PackedStore:
         if key_mean is not None:
             self.key_mean = torch.where(chosen, key_mean, 0.0 if self.key_mean is None else self.key_mean)
 
-    def append(self, key: Packed, value: Packed) -> None:
-        """Adds tiles: key and value `[B, Hkv, tiles, ...]`, see `PackedKV`."""
+    def append(self, key: Packed, value: Packed, value_unit: torch.Tensor | None = None) -> None:
+        """Adds tiles: key and value `[B, Hkv, tiles, ...]`, see `PackedKV`; `value_unit` always or never."""
         used = self.num_slots // GROUP
         needed = used + key.words.shape[2]
-        for name, tensor in _named(key, value):
+        for name, tensor in _named(key, value, value_unit):
             if needed > self._capacity(name):
                 self._grow(name, tensor, used, needed)
             self._buffers[name][:, :, used:needed] = tensor
@@ -55,7 +56,11 @@ class PackedStore:
         self.num_tokens += added
 
     def _capacity(self, name: str) -> int:
-        return self._buffers[name].shape[2] if name in self._buffers else 0
+        """Tiles that the buffer has room for; none where it may not be written: it is of another inference mode."""
+        buffer = self._buffers.get(name)
+        if buffer is None or (buffer.is_inference() and not torch.is_inference_mode_enabled()):
+            return 0
+        return buffer.shape[2]
 
     def _grow(self, name: str, like: torch.Tensor, used: int, needed: int) -> None:
         """
@@ -64,7 +69,8 @@ class PackedStore:
         spare = max(MIN_SPARE_TILES, needed // 16)
         buffer = like.new_empty(*like.shape[:2], needed + spare, *like.shape[3:])
         if used:
-            buffer[:, :, :used] = self._buffers[name][:, :, :used]
+            # What a saved cache of format version 1 holds has no units.
+            buffer[:, :, :used] = self._buffers[name][:, :, :used] if name in self._buffers else 1
         self._buffers[name] = buffer
 
     def view(self) -> PackedKV:
@@ -74,7 +80,9 @@ class PackedStore:
             buffers = (self._buffers.get(f"{kind}.{field}") for field in Packed._fields)
             return Packed(*(None if buffer is None else buffer[:, :, : self.num_slots // GROUP] for buffer in buffers))
 
-        return PackedKV(part("key"), part("value"), self.key_norm, self.key_mean, self.alive)
+        unit = self._buffers.get(UNIT)
+        unit = None if unit is None else unit[:, :, : self.num_slots // GROUP]
+        return PackedKV(part("key"), part("value"), self.key_norm, self.key_mean, self.alive, unit)
 
     def remove_last(self, num_tokens: int) -> None:
         """Forgets the newest living tokens. A tile cut in the middle keeps its codes; the dead slots are masked."""
@@ -102,7 +110,10 @@ class PackedStore:
         """The tokens stored, by name."""
         view = self.view()
         others = {"key_norm": view.key_norm, "key_mean": view.key_mean, "alive": view.alive}
-        return {**dict(_named(view.key, view.value)), **{k: v for k, v in others.items() if v is not None}}
+        return {
+            **dict(_named(view.key, view.value, view.value_unit)),
+            **{k: v for k, v in others.items() if v is not None},
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, torch.Tensor]) -> Self:
@@ -119,8 +130,10 @@ class PackedStore:
         yield from (tensor for tensor in (self.key_norm, self.key_mean, self.alive) if tensor is not None)
 
 
-def _named(key: Packed, value: Packed) -> Iterator[tuple[str, torch.Tensor]]:
+def _named(key: Packed, value: Packed, value_unit: torch.Tensor | None) -> Iterator[tuple[str, torch.Tensor]]:
     for kind, packed in (("key", key), ("value", value)):
         for part, tensor in packed._asdict().items():
             if tensor is not None:
                 yield f"{kind}.{part}", tensor
+    if value_unit is not None:
+        yield UNIT, value_unit

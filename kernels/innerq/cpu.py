@@ -231,6 +231,7 @@ def _attend_tiles(
     value,
     starts,
     mask,  # [N] or None
+    units,  # of the values of each tile, or None
     softcap,  # or None
     tiles,  # first and one past the last
     maximum,
@@ -269,6 +270,8 @@ def _attend_tiles(
                         weights[row, i] = -np.inf
             _update_softmax(weights, count * GROUP, row, maximum, total, acc)
             for tile in range(count):
+                if units is not None:
+                    weights[row, tile * GROUP : (tile + 1) * GROUP] *= units[first + tile]
                 weight_sums[row, tile] = weights[row, tile * GROUP : (tile + 1) * GROUP].sum()
         for row in range(0, query.shape[0], len(block)):
             for tile in range(count):
@@ -290,6 +293,7 @@ def _attend(
     common,  # [B * Hkv, rows]: the logit of the keys' mean
     key,
     value,
+    units,  # [B * Hkv, tiles] or None
     strides,  # elements per KV head in words and scales of keys and of values
     tiles,
     sink,
@@ -323,9 +327,10 @@ def _attend(
             starts = (pair * strides[0], pair * strides[1], pair * strides[2], pair * strides[3])
             span = (tiles * piece // pieces, tiles * (piece + 1) // pieces)
             mask = None if masks is None else masks[1][row]
+            own_units = None if units is None else units[pair]
             _attend_tiles(
-                normed[pair], sums[pair], common[pair], key, value, starts, mask, softcap, span, maximum, total, acc,
-                block, key_bits, value_bits,
+                normed[pair], sums[pair], common[pair], key, value, starts, mask, own_units, softcap, span, maximum,
+                total, acc, block, key_bits, value_bits,
             )  # fmt: skip
 
 
@@ -377,9 +382,9 @@ def packed_attention(
 
     rows = (query.detach().float() * scale).reshape(pairs, num_rows, -1)
     rows = torch.nn.functional.pad(rows, (0, 0, 0, -num_rows % block))
-    normed = rows if packed.key_norm is None else rows * packed.key_norm.reshape(pairs, 1, -1)
-    mean = packed.key_mean
-    common = rows.new_zeros(rows.shape[:2]) if mean is None else (rows * mean.reshape(pairs, 1, -1)).sum(-1)
+    filled, mean = reference.fill_groups(rows), packed.key_mean
+    normed = filled if packed.key_norm is None else filled * packed.key_norm.reshape(pairs, 1, -1)
+    common = rows.new_zeros(rows.shape[:2]) if mean is None else (filled * mean.reshape(pairs, 1, -1)).sum(-1)
     threads = torch.get_num_threads()
     pieces = min(-(-PIECES * threads // pairs), -(-tiles // (CHUNK // GROUP)))
     parts = [np.empty((pairs, pieces + 1, rows.shape[1], *more), np.float32) for more in ((), (), (value_dim,))]
@@ -392,6 +397,7 @@ def packed_attention(
         common.numpy(),
         key[0],
         value[0],
+        None if packed.value_unit is None else packed.value_unit.contiguous().flatten(0, 1).numpy(),
         (*key[1], *value[1]),
         tiles,
         sink,

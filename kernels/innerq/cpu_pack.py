@@ -217,6 +217,8 @@ def dequantize(packed: PackedKV) -> tuple[torch.Tensor, torch.Tensor]:
     key = _to_numbers(packed.key, by_channel=True, norm=packed.key_norm, mean=packed.key_mean)
     value = Packed(*(None if part is None else part.unsqueeze(3) for part in packed.value))
     tensors = key, _to_numbers(value, by_channel=False)
+    if packed.value_unit is not None:
+        tensors[1].unflatten(2, (-1, GROUP)).mul_(packed.value_unit[..., None, None])
     return tensors if packed.alive is None else tuple(tensor[:, :, packed.alive] for tensor in tensors)
 
 

@@ -10,7 +10,8 @@ groups (tokens of a tile for keys, channels for values: the lanes) side by side.
 once, takes the same bits out of each, and needs no sum across lanes.
 
 Shapes: B batch, H query heads, Hkv key-value heads, r = H / Hkv, N stored slots (tokens, a multiple of GROUP),
-T = N / GROUP tiles, D key head dim, Dv value head dim, G = D / GROUP.
+T = N / GROUP tiles, D key head dim, Dv value head dim, G = D / GROUP. Where GROUP does not divide a model's head dim,
+D is the next multiple: `fill_groups` adds channels of zeros to keys before they are quantized, and queries lack them.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 
 GROUP = 32  # numbers that share a scale; also the tokens that are packed at a time
 SCALE_DTYPE = torch.float16
+LARGEST = 2.0**15  # of a tile's values in its unit: their scales, and what a kernel makes of them, fit into float16
 KEY_REACH = {2: 0.8, 3: 0.9, 4: 1.0}  # by bits, see `quantize_keys`
 CHUNK_TILES = 64  # tiles unpacked at a time, so that no step holds more than 2048 tokens in full precision
 
@@ -57,6 +59,8 @@ class PackedKV:
         key_norm, key_mean (`torch.Tensor` of float32, `[B, Hkv, 1, D]`, *optional*): per-channel norm and mean of the
             keys.
         alive (`torch.Tensor` of bool, `[N]`, *optional*): slots that still hold a token; None means all of them.
+        value_unit (`torch.Tensor` of float32, `[B, Hkv, T]`, *optional*): what a tile's values are multiples of, see
+            `value_units`; None means 1.
     """
 
     key: Packed
@@ -64,6 +68,7 @@ class PackedKV:
     key_norm: torch.Tensor | None = None
     key_mean: torch.Tensor | None = None
     alive: torch.Tensor | None = None
+    value_unit: torch.Tensor | None = None
 
     @property
     def num_slots(self) -> int:
@@ -200,6 +205,12 @@ def _decode(packed: Packed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 # ---------------------------------------------------------------- keys and values
 
 
+def fill_groups(tensor: torch.Tensor) -> torch.Tensor:
+    """Adds channels of zeros, up to whole groups; a tensor that has whole groups comes back as it is."""
+    missing = -tensor.shape[-1] % GROUP
+    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
+
+
 def quantize_keys(
     key: torch.Tensor, bits: int, key_norm: torch.Tensor | None = None, key_mean: torch.Tensor | None = None
 ) -> Packed:
@@ -220,6 +231,20 @@ def quantize_values(value: torch.Tensor, bits: int, hybrid: bool = False) -> Pac
     """`value [B, Hkv, N, Dv]` in groups of tokens; N is a multiple of `GROUP`."""
     tiles = value.unflatten(2, (-1, GROUP)).transpose(-1, -2)  # [B, Hkv, T, Dv, 32]
     return quantize_groups(tiles, bits, hybrid)
+
+
+def value_units(value: torch.Tensor) -> torch.Tensor:
+    """
+    The power of two, float32 `[B, Hkv, T]`, that takes each tile of `value [B, Hkv, N, Dv]` to `LARGEST` or less: 1
+    nearly always. bfloat16 and float32 hold numbers beyond float16's range, and some models' values are such.
+    """
+    largest = value.unflatten(2, (-1, GROUP)).abs().amax((-1, -2)).float()
+    return (largest / LARGEST).nan_to_num(1.0).clamp(min=1).log2().ceil().exp2()
+
+
+def in_units(value: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+    """`value` with each tile divided by its unit, which is exact, in its own dtype."""
+    return (value.unflatten(2, (-1, GROUP)) / units[..., None, None].to(value.dtype)).flatten(2, 3)
 
 
 def channel_mean(key: torch.Tensor, is_real: torch.Tensor | None = None) -> torch.Tensor:
@@ -255,7 +280,10 @@ def channel_norm(
 def dequantize(packed: PackedKV) -> tuple[torch.Tensor, torch.Tensor]:
     """All living tokens in float32: key `[B, Hkv, tokens, D]`, value `[B, Hkv, tokens, Dv]`."""
     key = dequantize_groups(packed.key).transpose(3, 4).flatten(-2).flatten(2, 3)  # [B, Hkv, N, D]
-    value = dequantize_groups(packed.value).transpose(-1, -2).flatten(2, 3)  # [B, Hkv, N, Dv]
+    value = dequantize_groups(packed.value).transpose(-1, -2)  # [B, Hkv, T, 32, Dv]
+    if packed.value_unit is not None:
+        value = value * packed.value_unit[..., None, None]
+    value = value.flatten(2, 3)  # [B, Hkv, N, Dv]
     if packed.key_norm is not None:
         key = key * packed.key_norm
     if packed.key_mean is not None:
@@ -345,6 +373,7 @@ def _attend_packed(
     rows: torch.Tensor, packed: PackedKV, mask: torch.Tensor | None, softcap: float | None
 ) -> list[Partial]:
     """`rows [B, Hkv, M, D]` against the packed tokens, `CHUNK_TILES` tiles at a time."""
+    rows = fill_groups(rows)
     common = 0 if packed.key_mean is None else rows @ packed.key_mean.transpose(-1, -2)  # [B, Hkv, M, 1]
     if packed.key_norm is not None:
         rows = rows * packed.key_norm  # q * n asks the stored k / n
@@ -364,6 +393,8 @@ def _attend_packed(
 
         codes, offset, step = _decode(value)  # [B, Hkv, t, Dv, 32], [B, Hkv, t, Dv]
         weights = weights.unflatten(-1, (-1, GROUP))  # [B, Hkv, M, t, 32]
+        if packed.value_unit is not None:
+            weights = weights * packed.value_unit[:, :, None, tiles, None]
         sums = torch.einsum("bhmtc,bhtdc->bhmtd", weights, codes)
         acc = (sums * step[:, :, None]).sum(3) + torch.einsum("bhmt,bhtd->bhmd", weights.sum(-1), offset)
         parts.append(Partial(m, l, acc))

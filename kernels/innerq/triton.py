@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .reference import GROUP, KEY_REACH, SCALE_DTYPE, Packed, PackedKV, code_of_zero
+from .reference import GROUP, KEY_REACH, SCALE_DTYPE, Packed, PackedKV, code_of_zero, fill_groups
 
 MAX_HEAD_DIM = 256  # beyond it, a program's tiles no longer fit in registers
 LOG2_E = tl.constexpr(1.4426950408889634)  # softmax in base 2: the hardware's exponential is exp2
@@ -102,12 +102,14 @@ def _cap(scores, softcap):
 
 
 @triton.jit
-def _add_keys(scores, value, m, l, acc):
-    """One step of the running softmax: `scores [M, n]` in base 2, `value [n, Dv]`."""
+def _add_keys(scores, value, unit, m, l, acc):
+    """One step of the running softmax: `scores [M, n]` in base 2, `value [n, Dv]` in units of `unit [n]` or None."""
     new_m = tl.maximum(m, tl.max(scores, 1))
     weights = tl.exp2(scores - new_m[:, None])
     shrink = tl.exp2(m - new_m)
     l = l * shrink + tl.sum(weights, 1)
+    if unit is not None:
+        weights *= unit[None, :]
     acc = tl.dot(weights.to(value.dtype), value, acc=acc * shrink[:, None])
     return new_m, l, acc
 
@@ -115,12 +117,13 @@ def _add_keys(scores, value, m, l, acc):
 @triton.jit
 def _attend_packed(
     query, head, row, num_rows, scale, softcap, mask, m, l, acc,
-    key_words, key_scale, key_norm, key_mean, value_words, value_scale, value_zero, first_tile, end_tile,
+    key_words, key_scale, key_norm, key_mean, value_words, value_scale, value_zero, value_unit, first_tile, end_tile,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, KEY_BITS: tl.constexpr, VALUE_BITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Tiles `first_tile` to `end_tile` of one head. Its packed tensors are given from the head's first element on."""
-    BLOCK_G: tl.constexpr = triton.next_power_of_2(HEAD_DIM // 32)
+    NUM_GROUPS: tl.constexpr = triton.cdiv(HEAD_DIM, 32)
+    BLOCK_G: tl.constexpr = triton.next_power_of_2(NUM_GROUPS)
     BLOCK_V: tl.constexpr = triton.next_power_of_2(VALUE_DIM)
     channel = _pair_order(tl.arange(0, BLOCK_G * 32))
     is_channel = channel < HEAD_DIM
@@ -128,15 +131,14 @@ def _attend_packed(
     rows = tl.load(rows, (row < num_rows)[:, None] & is_channel[None, :], 0.0).to(tl.float32) * scale
     common = tl.zeros([BLOCK_M], tl.float32)  # the logit of the keys' mean
     if key_mean is not None:
-        common = tl.sum(rows * tl.load(key_mean + head * HEAD_DIM + channel, is_channel, 0.0)[None, :], 1)
+        common = tl.sum(rows * tl.load(key_mean + head * (NUM_GROUPS * 32) + channel, is_channel, 0.0)[None, :], 1)
     if key_norm is not None:
-        rows *= tl.load(key_norm + head * HEAD_DIM + channel, is_channel, 0.0)[None, :]
+        rows *= tl.load(key_norm + head * (NUM_GROUPS * 32) + channel, is_channel, 0.0)[None, :]
     # Rows are scaled to 1 because q * n may be too large for float16, which is more exact than bfloat16 otherwise.
     size = tl.max(tl.abs(rows), 1)
     rows = (rows / tl.where(size > 0, size, 1.0)[:, None]).to(tl.float16)
 
     # Both have the groups' 32 numbers in front: keys [groups of channels, slots], values [tiles of slots, channels].
-    NUM_GROUPS: tl.constexpr = HEAD_DIM // 32
     slot = tl.arange(0, BLOCK_N)
     group = (slot // 32)[None, :] * NUM_GROUPS + tl.arange(0, BLOCK_G)[:, None]
     is_group = tl.arange(0, BLOCK_G)[:, None] < NUM_GROUPS
@@ -164,7 +166,10 @@ def _attend_packed(
             None if value_zero is None else value_zero + channels,
             (tile < end_tile - first) & (value_channel < VALUE_DIM), VALUE_DIM, VALUE_BITS,
         )  # fmt: skip
-        m, l, acc = _add_keys(scores, value, m, l, acc)
+        unit = None
+        if value_unit is not None:
+            unit = tl.load(value_unit + first + slot // 32, slot < (end_tile - first) * 32, 1.0)
+        m, l, acc = _add_keys(scores, value, unit, m, l, acc)
     return m, l, acc
 
 
@@ -192,17 +197,17 @@ def _attend_window(
         scores = tl.where(is_key[None, :] & (slot[None, :] <= last_visible[:, None]), scores, float("-inf"))
         values = value + slot[:, None] * VALUE_DIM + value_channel[None, :]
         values = tl.load(values, (slot < num_keys)[:, None] & (value_channel < VALUE_DIM)[None, :], 0.0)
-        m, l, acc = _add_keys(scores, values.to(rows.dtype), m, l, acc)
+        m, l, acc = _add_keys(scores, values.to(rows.dtype), None, m, l, acc)
     return m, l, acc
 
 
 # Lengths change with every token; a kernel compiled for multiples of 16 would be compiled again on the way.
 @triton.jit(do_not_specialize=["num_tiles", "tiles_per_program", "num_sinks", "num_recent", "num_rows", "q_len"])
 def _attend_range(
-    query, key_words, key_scale, key_norm, key_mean, value_words, value_scale, value_zero,
+    query, key_words, key_scale, key_norm, key_mean, value_words, value_scale, value_zero, value_unit,
     sink_key, sink_value, recent_key, recent_value, mask, part_out, part_lse,
     scale, softcap, num_tiles, tiles_per_program, num_sinks, num_recent, num_rows, q_len, kv_heads,
-    key_words_stride, key_scale_stride, value_words_stride, value_scale_stride,
+    key_words_stride, key_scale_stride, value_words_stride, value_scale_stride, value_unit_stride,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, KEY_BITS: tl.constexpr, VALUE_BITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -239,11 +244,13 @@ def _attend_range(
             mask += num_sinks
         if value_zero is not None:
             value_zero += head * value_scale_stride
+        if value_unit is not None:
+            value_unit += head * value_unit_stride
         first_tile = (part - 1) * tiles_per_program
         m, l, acc = _attend_packed(
             query, head, row, num_rows, scale, softcap, mask, m, l, acc,
             key_words + head * key_words_stride, key_scale + head * key_scale_stride, key_norm, key_mean,
-            value_words + head * value_words_stride, value_scale + head * value_scale_stride, value_zero,
+            value_words + head * value_words_stride, value_scale + head * value_scale_stride, value_zero, value_unit,
             first_tile, tl.minimum(first_tile + tiles_per_program, num_tiles),
             HEAD_DIM, VALUE_DIM, KEY_BITS, VALUE_BITS, BLOCK_M, BLOCK_N,
         )  # fmt: skip
@@ -305,9 +312,11 @@ class Blocks(NamedTuple):
 def choose_blocks(num_rows: int, head_dim: int) -> Blocks:
     """
     A matrix unit takes 16 rows at least. Twice as many, or 64 tokens at head_dim 256, are what still fits in the
-    registers of every GPU in `kernels/aot.py`. 3 stages keep the words of two steps under way, some 14 KiB a program.
+    registers of every GPU in `kernels/aot.py`; both together need twice the warps. 3 stages keep the words of two steps
+    under way, some 14 KiB a program.
     """
-    return Blocks(16 if num_rows <= 16 else 32, 64 if head_dim <= 128 else 32, num_warps=4, num_stages=3)
+    rows, tokens = 16 if num_rows <= 16 else 32, 64 if head_dim <= 128 else 32
+    return Blocks(rows, tokens, num_warps=8 if rows == tokens else 4, num_stages=3)
 
 
 def packed_attention(
@@ -339,6 +348,7 @@ def packed_attention(
     key_words, key_scale = packed.key.words.flatten(0, 1), packed.key.scale.flatten(0, 1)
     value_words, value_scale = packed.value.words.flatten(0, 1), packed.value.scale.flatten(0, 1)
     value_zero = None if packed.value.zero is None else packed.value.zero.flatten(0, 1)
+    value_unit = None if packed.value_unit is None else packed.value_unit.flatten(0, 1)
     num_sinks, num_recent = sink_key.shape[2], recent_key.shape[2]
     part_out = query.new_empty(batch * kv_heads, num_parts, num_rows, value_dim, dtype=torch.float32)
     part_lse = query.new_empty(batch * kv_heads, num_parts, num_rows, dtype=torch.float32)
@@ -346,12 +356,13 @@ def packed_attention(
     with torch.cuda.device_of(query):  # Triton launches on the current device, not on its arguments'
         _attend_range[(num_parts, batch * kv_heads, row_blocks)](
             query.contiguous(), key_words, key_scale, packed.key_norm, packed.key_mean,
-            value_words, value_scale, value_zero,
+            value_words, value_scale, value_zero, value_unit,
             sink_key.contiguous(), sink_value.contiguous(), recent_key.contiguous(), recent_value.contiguous(),
             _slot_mask(packed, key_mask, batch, num_sinks, num_recent), part_out, part_lse,
             scale * LOG2_E.value, None if softcap is None else softcap * LOG2_E.value,
             num_tiles, tiles_per_program, num_sinks, num_recent, num_rows, q_len, kv_heads,
             key_words.stride(0), key_scale.stride(0), value_words.stride(0), value_scale.stride(0),
+            0 if value_unit is None else value_unit.stride(0),
             HEAD_DIM=head_dim, VALUE_DIM=value_dim, KEY_BITS=packed.key.bits, VALUE_BITS=packed.value.bits,
             BLOCK_M=blocks.rows, BLOCK_N=blocks.tokens, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
         )  # fmt: skip
@@ -526,12 +537,21 @@ def example_calls() -> None:
         (torch.float16, 128, 32, 4, 4, True, True),
         (torch.float16, 64, 8, 2, 2, False, False),
         (torch.bfloat16, 96, 24, 3, 3, False, True),
+        (torch.float16, 80, 1, 4, 3, False, False),
         (torch.bfloat16, 256, 8, 4, 3, False, False),
+        (torch.float16, 256, 8, 4, 3, False, False),
         (torch.bfloat16, 256, 64, 4, 2, True, True),
     ):
-        key, norm = empty(1, kv_heads, tokens, dim, dtype=dtype), empty(1, kv_heads, 1, dim, dtype=torch.float32)
+        value = empty(1, kv_heads, tokens, dim, dtype=dtype)
+        key, norm = fill_groups(value), fill_groups(empty(1, kv_heads, 1, dim, dtype=torch.float32))
+        unit = None if dtype == torch.float16 else empty(1, kv_heads, tokens // GROUP, dtype=torch.float32)
         packed = PackedKV(
-            quantize_keys(key, key_bits, norm, norm), quantize_values(key, value_bits, hybrid), norm, norm
+            quantize_keys(key, key_bits, norm, norm),
+            quantize_values(value, value_bits, hybrid),
+            norm,
+            norm,
+            None,
+            unit,
         )
         query = empty(1, kv_heads * rows, 1, dim, dtype=dtype)
         sink, recent = (empty(1, kv_heads, n, dim, dtype=dtype) for n in (32, 97))

@@ -21,7 +21,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def make_packed(batch, kv_heads, tiles, head_dim, value_dim, key_bits=3, value_bits=3, hybrid=False) -> PackedKV:
     key = normal(batch, kv_heads, tiles * GROUP, head_dim) + normal(batch, kv_heads, 1, head_dim, seed=2)
-    value = normal(batch, kv_heads, tiles * GROUP, value_dim, seed=1) + 0.5
+    key, value = reference.fill_groups(key), normal(batch, kv_heads, tiles * GROUP, value_dim, seed=1) + 0.5
     mean = reference.channel_mean(key)
     norm = reference.channel_norm(key, mean)
     return PackedKV(
@@ -32,9 +32,9 @@ def make_packed(batch, kv_heads, tiles, head_dim, value_dim, key_bits=3, value_b
     )
 
 
-def windows(packed: PackedKV, sinks: int = 7, recent: int = 41, dtype: torch.dtype = torch.float32):
+def windows(packed: PackedKV, sinks=7, recent=41, dtype=torch.float32, head_dim: int | None = None):
     batch, heads, _, groups, _, _ = packed.key.words.shape
-    dims = groups * GROUP, packed.value.words.shape[-1]
+    dims = head_dim or groups * GROUP, packed.value.words.shape[-1]
     return [tuple(normal(batch, heads, n, dim, seed=n).to(dtype) for dim in dims) for n in (sinks, recent)]
 
 
@@ -59,6 +59,7 @@ def check(query, packed, exact, key_mask=None, **others):
         (64, 64, 4, 1, (3, 3), False, torch.bfloat16, True),
         (256, 256, 8, 1, (3, 2), True, torch.float16, True),
         (96, 80, 3, 5, (3, 2), True, torch.float16, True),
+        (80, 80, 3, 2, (4, 3), False, torch.bfloat16, True),  # channels that do not fill a group
         (64, 64, 2, 1, (2, 4), False, torch.float32, True),
         (128, 128, 4, 32, (4, 3), False, torch.float32, False),
         (64, 72, 1, 1, (3, 3), False, torch.float32, False),  # lanes that do not fill a vector
@@ -71,7 +72,7 @@ def test_attention_is_that_of_the_reference(
     packed = make_packed(2, 2, tiles, head_dim, value_dim, *bits, hybrid)
     query = normal(2, 2 * ratio, q_len, head_dim, seed=3)
     mask = padding(2, 48 + tiles * GROUP) if padded else None
-    check(query, packed, windows(packed, dtype=dtype), mask)
+    check(query, packed, windows(packed, dtype=dtype, head_dim=head_dim), mask)
 
 
 @pytest.mark.parametrize("sinks, softcap", [(True, None), (False, 2.0), (True, 30.0)])
@@ -81,6 +82,15 @@ def test_learned_sinks_and_capped_logits_are_those_of_the_reference(sinks, softc
     learned = normal(6, seed=4).bfloat16() * 3 if sinks else None
     mask = padding(2, 48 + packed.num_slots)
     check(normal(2, 6, q_len, 64, seed=3) * 5, packed, windows(packed), mask, sinks=learned, softcap=softcap)
+
+
+def test_values_are_multiplied_by_the_unit_of_their_tile(packed, query):
+    units = torch.ones(2, 2, packed.num_slots // GROUP + 1)[:, :, :-1]
+    units[1, 0, 3], units[0, 1, -1] = 2.0**20, 4
+    scaled = replace(packed, value_unit=units)
+    check(query, scaled, windows(packed))
+    for got, plain in zip(cpu.dequantize(scaled), reference.dequantize(scaled), strict=True):
+        assert torch.equal(got, plain)
 
 
 def test_logits_far_beyond_the_cap_are_the_cap(packed, query):

@@ -146,6 +146,22 @@ def plain_attention(query, key, value, *, scale, key_mask=None):
     )
 
 
+@pytest.mark.parametrize("dtype, largest", [(torch.float32, 1e35), (torch.bfloat16, 3e5), (torch.bfloat16, 1e9)])
+def test_values_beyond_float16_keep_their_relative_error(dtype, largest):
+    value = random_groups(1, 2, 96, 2).flatten(-2)
+    value[:, 1, 32:64] *= largest
+    value = value.to(dtype)
+    units = reference.value_units(value)
+    assert torch.equal(units == 1, torch.tensor([[[True, True, True], [True, False, True]]]))
+    packed = replace(make_packed(1, 2, 3, 64, 64, normalize=True, hybrid=False), value_unit=units)
+    packed = replace(packed, value=reference.quantize_values(reference.in_units(value, units), 3))
+    back = reference.dequantize(packed)[1]
+    for tile in range(3):
+        rows = slice(tile * GROUP, (tile + 1) * GROUP)
+        step = value[:, :, rows].float().abs().amax(2, keepdim=True) / 3
+        assert ((back[:, :, rows] - value[:, :, rows].float()).abs() <= 0.51 * step).all()
+
+
 @pytest.mark.parametrize("head_dim, value_dim", [(64, 64), (96, 96), (128, 128), (256, 256), (96, 80)])
 @pytest.mark.parametrize("ratio", [1, 2, 4, 8])
 @pytest.mark.parametrize("q_len", [1, 5])

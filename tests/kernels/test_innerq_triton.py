@@ -37,8 +37,9 @@ def make_case(
         return torch.randn(2, 2, tokens, dim, generator=generator)
 
     key, value = random(tiles * GROUP, head_dim) + random(1, head_dim), random(tiles * GROUP, value_dim)
-    mean = reference.channel_mean(key) if tiles else torch.ones(2, 2, 1, head_dim)
-    norm = reference.channel_norm(key, mean) if tiles else torch.ones(2, 2, 1, head_dim)
+    key = reference.fill_groups(key)
+    mean = reference.channel_mean(key)
+    norm = reference.channel_norm(key, mean)
     packed = PackedKV(
         reference.quantize_keys(key, bits[0], norm, mean),
         reference.quantize_values(value, bits[1], hybrid),
@@ -85,6 +86,7 @@ def check(device, query, packed, exact, key_mask=None, tolerance=5e-3, **others)
         dict(head_dim=64, ratio=8, q_len=3, bits=(2, 2)),
         dict(head_dim=96, value_dim=80, ratio=4, q_len=8),
         dict(head_dim=96, ratio=1, q_len=3, bits=(3, 2), hybrid=True),
+        dict(head_dim=80, ratio=3, q_len=2, bits=(4, 3)),
         dict(head_dim=128, ratio=4),
         dict(head_dim=128, ratio=1, bits=(3, 4), hybrid=True),
         dict(head_dim=256, ratio=4, q_len=3, bits=(3, 2), hybrid=True, tiles=2),
@@ -103,6 +105,13 @@ def test_learned_sinks_and_capped_logits_are_those_of_the_reference(device, gene
     query, packed, exact = make_case(generator, head_dim=64, ratio=3, q_len=q_len, tiles=5)
     learned = torch.randn(6, generator=generator).half() * 3 if sinks else None
     check(device, query * 3, packed, exact, padding(packed, exact, 50), sinks=learned, softcap=softcap)
+
+
+def test_values_are_multiplied_by_the_unit_of_their_tile(device, generator):
+    query, packed, exact = make_case(generator, head_dim=64, ratio=2, tiles=5)
+    units = torch.ones(2, 2, 7)[:, :, :5]  # with spare room behind
+    units[1, 0, 3], units[0, 1, 4] = 16, 4
+    check(device, query, replace(packed, value_unit=units), exact, tolerance=2e-2)
 
 
 @pytest.mark.parametrize("sinks, tiles, recent", [(0, 1, 1), (1, 2, 2), (32, 3, 63), (64, 4, 64), (65, 5, 127)])
