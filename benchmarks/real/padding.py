@@ -3,7 +3,7 @@
 import torch
 
 from .reader import Reader
-from .text import compare
+from .text import compare, means
 from .ways import Way
 
 PADS = (0, 32, 40)
@@ -19,7 +19,7 @@ def measure_padding(reader: Reader, ways: dict[str, Way], rows: int) -> list[dic
     for name, way in ways.items():
         for pads in PADS:
             sums = compare(_next_logits(reader, way, texts, pads), dense, texts[:, READ:].flatten())
-            entries.append({"way": name, "pads": pads, "rows": rows, "kl": sums["kl"] / sums["scored"]})
+            entries.append({"way": name, "pads": pads, "rows": rows, "kl": means(sums)["kl"]})
     return entries
 
 
