@@ -15,7 +15,7 @@ from .reader import Reader
 from .text import compare, means
 from .ways import S2O
 
-TAUS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+TAUS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 REPEATS = 3
 
 
