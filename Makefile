@@ -61,8 +61,8 @@ bench: $(READY) ## measure and write benchmarks/results/
 	$(BIN)/hf-infeco bench innerq
 	$(BIN)/hf-infeco bench static
 
-real: $(VENV)/.real-ready ## fetch a real trained model, once, and measure what S2O and InnerQ cost it; MODEL= names another
-	$(BIN)/hf-infeco bench real $(if $(MODEL),--model $(MODEL))
+real: $(VENV)/.real-ready ## fetch a real trained model, once, and measure what a patch costs it (MODEL=... for another)
+	$(if $(MODEL),HF_HUB_OFFLINE=0) $(BIN)/hf-infeco bench real $(if $(MODEL),--model $(MODEL))
 
 $(VENV)/.real-ready: $(READY)
 	@$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt -e '.[real]'

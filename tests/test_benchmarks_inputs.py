@@ -2,10 +2,18 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 from hf_infeco.benchmarks.measuring import MODEL
-from hf_infeco.benchmarks.s2o.inputs import Captor, capture, generated
+from hf_infeco.benchmarks.real.reader import Reader
+from hf_infeco.benchmarks.s2o.inputs import (
+    Captor,
+    capture,
+    full_attention_layers,
+    generated,
+    heads_by_layer,
+    real_heads,
+)
 from hf_infeco.benchmarks.s2o.operator import dense, distance, sparse
 
 
@@ -62,6 +70,18 @@ def test_layers_lie_side_by_side_as_heads(captor):
 def test_another_seed_captures_another_document(captor):
     first, again, other = (captor.heads(256, seed, last=1).value for seed in (3, 3, 4))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_heads_of_a_real_model_are_those_of_every_third_layer():
+    reader = Reader(MODEL, "cpu")
+    layers, taken = heads_by_layer(reader, 256), real_heads(reader, 256)
+    assert list(layers) == [0, 1, 2, 3] and taken.key.shape == (1, 4, 256, 64)
+    assert torch.equal(taken.query, torch.cat([layers[0].query, layers[3].query], 1))
+
+
+def test_layers_of_a_sliding_window_are_no_input():
+    assert full_attention_layers(Gemma3TextConfig(num_hidden_layers=12)) == {5, 11}
+    assert full_attention_layers(LlamaConfig(num_hidden_layers=2)) == {0, 1}
 
 
 def test_the_operator_is_exact_without_a_threshold_and_says_so():

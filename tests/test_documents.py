@@ -8,6 +8,7 @@ import pytest
 from hf_infeco.benchmarks import foundation
 from hf_infeco.benchmarks.documents import write_page
 from hf_infeco.benchmarks.innerq import report as innerq_report
+from hf_infeco.benchmarks.real import report as real_report
 from hf_infeco.benchmarks.s2o import report as s2o_report
 from hf_infeco.benchmarks.static import report as static_report
 
@@ -19,8 +20,12 @@ def results(name: str) -> dict:
 
 
 PAGES = {
-    "README.md": lambda: {"foundation": foundation.as_table(results("foundation"))},
+    "README.md": lambda: {
+        "foundation": foundation.as_table(results("foundation")),
+        "real": real_report.readme_block(results("real")),
+    },
     "docs/innerq.md": lambda: innerq_report.blocks(results("innerq")),
+    "docs/real.md": lambda: real_report.blocks(results("real")),
     "docs/s2o.md": lambda: s2o_report.blocks(results("s2o")),
     "docs/static.md": lambda: static_report.blocks(results("static")),
 }

@@ -1,4 +1,4 @@
-"""What a model finds again in a long prompt: one passkey in filler, or one of several pairs in real text."""
+"""What a model finds again in a long text: one passkey, or each of several pairs of name and code."""
 
 import random
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from ..measuring import Progress
 from .reader import Reader
 from .ways import Way
 
-FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NAMES = ("garden", "library", "kitchen", "harbour", "station", "museum", "bakery", "castle")
 
 
@@ -25,42 +24,41 @@ class Document(NamedTuple):
 
 
 def passkey(reader: Reader, seq_len: int, number: int) -> Document:
-    """One code of five digits in `seq_len` tokens of filler, somewhere between its first and last tenth."""
+    """One code of five digits, said twice in one place of real text."""
     rng = random.Random(number)
-    code = f"{rng.randrange(10_000, 100_000)}"
-    needle = reader.encode(f" The pass key is {code}. Remember it. {code} is the pass key.")
-    filler = reader.encode(" ".join([FILLER] * (seq_len // 16)))
-    return _document(reader, seq_len, rng, filler, [needle], [(" What is the pass key? The pass key is", code)])
+    code = _code(rng)
+    needle = f" The pass key is {code}. Remember it. {code} is the pass key."
+    return _document(reader, seq_len, rng, [needle], [("\n\nWhat is the pass key? The pass key is", code)])
 
 
 def pairs(reader: Reader, seq_len: int, number: int) -> Document:
-    """A code of five digits for each of `NAMES`, at random places of real text; all are asked for."""
+    """A code of five digits for each of `NAMES`, each said once, at random places of real text; all are asked for."""
     rng = random.Random(number)
-    names = rng.sample(NAMES, len(NAMES))
-    codes = [f"{rng.randrange(10_000, 100_000)}" for _ in names]
-    needles = [reader.encode(f" The code of the {name} is {code}.") for name, code in zip(names, codes)]
-    start = rng.randrange(len(reader.text) - seq_len)
-    text = reader.text[start : start + seq_len].tolist()
-    asked = [
-        (f"\n\nQuestion: what is the code of the {name}? The code of the {name} is", code)
-        for name, code in zip(names, codes)
-    ]
-    return _document(reader, seq_len, rng, text, needles, asked)
+    codes = {name: _code(rng) for name in rng.sample(NAMES, len(NAMES))}
+    needles = [f" The code of the {name} is {code}." for name, code in codes.items()]
+    question = "\n\nQuestion: what is the code of the {0}? The code of the {0} is"
+    return _document(reader, seq_len, rng, needles, [(question.format(name), code) for name, code in codes.items()])
+
+
+def _code(rng: random.Random) -> str:
+    return str(rng.randrange(10_000, 100_000))
 
 
 def _document(
-    reader: Reader, seq_len: int, rng: random.Random, filler: list[int], needles: list, asked: list
+    reader: Reader, seq_len: int, rng: random.Random, needles: list[str], asked: list[tuple[str, str]]
 ) -> Document:
-    """`needles` in `filler`, cut so that the document has `seq_len` tokens."""
-    room = seq_len - len(reader.start) - sum(map(len, needles))
-    places = sorted(rng.randrange(room // 10, room - room // 10) for _ in needles)
+    """`needles` between the first and the last tenth of real text, cut so that the document has `seq_len` tokens."""
+    hidden = [reader.encode(needle) for needle in needles]
+    room = seq_len - len(reader.start) - sum(map(len, hidden))
+    start = rng.randrange(len(reader.text) - room)
+    text = reader.text[start : start + room].tolist()
+    places = sorted(rng.randrange(room // 10, room - room // 10) for _ in hidden)
     ids, before = [], 0
-    for place, needle in zip(places, needles):
-        ids += [*filler[before:place], *needle]
+    for place, needle in zip(places, hidden):
+        ids += [*text[before:place], *needle]
         before = place
-    ids += filler[before:room]
     questions = [(reader.encode(question), reader.encode(f" {answer}")) for question, answer in asked]
-    return Document(reader.prompt(ids), questions)
+    return Document(reader.prompt(ids + text[before:]), questions)
 
 
 TASKS: dict[str, Callable[[Reader, int, int], Document]] = {"passkey": passkey, "pairs": pairs}

@@ -5,7 +5,7 @@ import torch
 from hf_infeco import CACHE_NAME
 
 from .reader import Reader
-from .text import compare
+from .text import compare, means
 from .ways import Way
 
 PADS = (0, 32, 40)
@@ -21,7 +21,7 @@ def measure_padding(reader: Reader, ways: dict[str, Way], rows: int) -> list[dic
     for name, way in ways.items():
         for pads in PADS:
             sums = compare(_next_logits(reader, way, texts, pads), dense, texts[:, READ:].flatten())
-            entries.append({"way": name, "pads": pads, "rows": rows, "kl": sums["kl"] / sums["scored"]})
+            entries.append({"way": name, "pads": pads, "rows": rows, "kl": means(sums)["kl"]})
     return entries
 
 

@@ -97,7 +97,7 @@ def taus_table(quality: Entries, speed: Entries) -> str:
         timed = times[entry["tokens"], entry["tau"]]
         rows.append(
             [f"{entry['tokens']:,}", f"{entry['tau']:g}", f"{entry['density']:.3f}"]
-            + [f"{100 * entry['over_dense']:+.2f} %", f"{entry['kl']:.4f}", f"{100 * timed['error']:.1f} %"]
+            + [_change(entry), f"{entry['kl']:.4f}", f"{100 * timed['error']:.1f} %"]
             + [f"{timed['dense_seconds']:.3f}", f"{timed['s2o_seconds']:.3f}", f"**{timed['speedup']:.2f}x**"]
         )
     header = ["tokens", "tau", "density", "perplexity", "KL", "error of attention"]

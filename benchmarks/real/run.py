@@ -28,25 +28,30 @@ class Extent:
     """How much is measured."""
 
     windows: dict[int, int] = field(default_factory=lambda: {2048: 4, 4096: 2, 8192: 1})  # of text: length, how many
-    cache_windows: dict[int, int] = field(default_factory=lambda: {4096: 2})
+    step_windows: dict[int, int] = field(default_factory=lambda: {2048: 1, 4096: 1})
     steps: int = 64  # tokens one by one
+    cache_windows: dict[int, int] = field(default_factory=lambda: {4096: 1})
     lengths: tuple[int, ...] = (4096, 8192)  # of S2O by tau and by layer
     padded_rows: int = 8
-    answers: tuple[int, int, int] = (1024, 12, 48)  # tokens of a text, texts, tokens of an answer
+    answers: tuple[int, int, int] = (1024, 8, 32)  # tokens of a text, texts, tokens of an answer
     documents: dict[tuple[str, int], int] = field(  # task and length: how many
         default_factory=lambda: {
-            **{("passkey", seq_len): 48 for seq_len in (1024, 2048, 4096)},
-            **{("pairs", seq_len): 6 for seq_len in (1024, 2048, 4096)},
+            ("passkey", 1024): 48,
+            ("passkey", 2048): 16,
+            ("passkey", 4096): 8,
+            ("pairs", 1024): 4,
+            ("pairs", 2048): 2,
         }
     )
-    cache_documents: dict[tuple[str, int], int] = field(default_factory=lambda: {("passkey", 1024): 48})
+    cache_documents: dict[tuple[str, int], int] = field(default_factory=lambda: {("passkey", 1024): 24})
 
 
 FULL = Extent()
 QUICK = Extent(
     windows={256: 1},
-    cache_windows={256: 1},
+    step_windows={256: 1},
     steps=2,
+    cache_windows={256: 1},
     lengths=(1024,),
     padded_rows=1,
     answers=(256, 1, 4),
@@ -98,7 +103,7 @@ def run(
         "lookup": lambda: measure_lookup(reader(), MAIN, extent.documents, progress("lookup")),
         "cache_text": lambda: measure_chunks(reader(), CACHES, extent.cache_windows, progress("cache_text")),
         "cache_lookup": lambda: measure_lookup(reader(), CACHES, extent.cache_documents, progress("cache_lookup")),
-        "steps": lambda: measure_steps(reader(), MAIN, extent.windows, extent.steps, progress("steps")),
+        "steps": lambda: measure_steps(reader(), MAIN, extent.step_windows, extent.steps, progress("steps")),
         "speed": lambda: measure_speed(reader(), extent.lengths),
     }
     for part in parts:

@@ -9,15 +9,13 @@ from tqdm import tqdm
 import hf_infeco
 
 from ..measuring import Progress, median_seconds
-from ..s2o.inputs import Heads
+from ..s2o.inputs import real_heads
 from ..s2o.operator import dense, distance, sparse
-from .layers import full_attention_heads
 from .reader import Reader
-from .text import compare
+from .text import compare, means
 from .ways import S2O
 
-TAUS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
-LAYER_STEP = 3  # of the layers whose heads are timed, side by side
+TAUS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 REPEATS = 3
 
 
@@ -43,9 +41,7 @@ def _over_dense(reader: Reader, seq_len: int) -> list[dict]:
         with hf_infeco.patched(reader.model, s2o=replace(S2O, tau=tau), innerq=False):
             sums = compare(logits(), exact, ids[-scored + 1 :])
             density = hf_infeco.report(reader.model).s2o.density
-        change, count = sums["loss"] - sums["dense_loss"], sums["scored"]
-        over_dense = float(torch.tensor(change / count).expm1())
-        entries.append({"tau": tau, "density": density, "over_dense": over_dense, "kl": sums["kl"] / count})
+        entries.append({"tau": tau, "density": density, **means(sums)})
     return entries
 
 
@@ -56,7 +52,7 @@ def measure_speed(reader: Reader, lengths: tuple[int, ...]) -> list[dict]:
     """
     entries = []
     for seq_len in lengths:
-        heads = side_by_side(list(full_attention_heads(reader, seq_len).values())[::LAYER_STEP])
+        heads = real_heads(reader, seq_len)
         wide, half = heads.to(torch.float32), heads.to(torch.bfloat16)
         reference = dense(wide)
         runs: dict[object, Callable] = {
@@ -72,8 +68,3 @@ def measure_speed(reader: Reader, lengths: tuple[int, ...]) -> list[dict]:
             times = {"dense_seconds": fastest, "s2o_seconds": seconds[tau], "speedup": fastest / seconds[tau]}
             entries.append(entry | times)
     return entries
-
-
-def side_by_side(layers: list[Heads]) -> Heads:
-    """Layers of a model as heads of one attention problem."""
-    return Heads(*(torch.cat(parts, dim=1) for parts in zip(*layers)))

@@ -1,6 +1,6 @@
 """Real text: how well the model goes on with it through the cache of what it has read, and how far from dense."""
 
-from math import exp, sqrt
+from math import exp, expm1, sqrt
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -46,24 +46,23 @@ def _measure(
         for way, values in found.items():
             before = sums.setdefault(way, dict.fromkeys(values, 0.0))
             sums[way] = {key: before[key] + value for key, value in values.items()}
-    return [_entry(way, ways[way].bits, values) for way, values in sums.items()]
+    return [
+        {"way": name, "bits": ways[name].bits, **means(each), "of_dense_bytes": each["bytes"] / each["dense_bytes"]}
+        for name, each in sums.items()
+    ]
 
 
-def _entry(name: str, bits: float, sums: dict[str, float]) -> dict:
-    """Means over the scored tokens; `error` is one standard error of `over_dense`, a difference by token."""
+def means(sums: dict[str, float]) -> dict[str, float]:
+    """Of the sums of `compare`, per scored token; `error` is one standard error of `over_dense`, paired by token."""
     scored = sums["scored"]
     change = (sums["loss"] - sums["dense_loss"]) / scored
-    spread = sqrt(max(sums["squares"] / scored - change**2, 0) / scored)
     return {
-        "way": name,
-        "bits": bits,
         "scored": int(scored),
         "perplexity": exp(sums["loss"] / scored),
-        "over_dense": exp(change) - 1,
-        "error": spread,
+        "over_dense": expm1(change),
+        "error": sqrt(max(sums["squares"] / scored - change**2, 0) / scored),
         "kl": sums["kl"] / scored,
         "same_first": sums["same"] / scored,
-        "of_dense_bytes": sums["bytes"] / sums["dense_bytes"],
     }
 
 

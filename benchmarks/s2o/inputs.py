@@ -1,19 +1,22 @@
-"""What the operator is measured on: heads captured from a trained model at work, and generated ones."""
+"""What the operator is measured on: heads captured from trained models at work, and generated ones."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from hf_infeco.training.testbed.needles import sample_document
 from hf_infeco.training.testbed.structured_heads import structured_heads
 from hf_infeco.training.testbed.text import encode_text, held_out_text
 
+from ..real.reader import Reader
+
 NEEDLES = 32  # in a captured document
 # Of the recall model: as many query heads as the generated inputs have. The heads of the two layers before are so
 # diffuse that hardly a pair can be left out, by any rule.
 LAST_LAYERS = 2
+LAYER_STEP = 3  # of a real model: its heads are many
 RECORDER = "infeco_recorder"
 
 
@@ -50,7 +53,30 @@ class Captor:
         generator = torch.Generator().manual_seed(seed)
         document = sample_document(self.tokenizer, self.text, seq_len, NEEDLES, generator).document
         recorded = capture(self.model, document[None].to(self.model.device))
-        return Heads(*(torch.cat(parts, dim=1) for parts in zip(*list(recorded.values())[-last:])))
+        return side_by_side(list(recorded.values())[-last:])
+
+
+def real_heads(reader: Reader, seq_len: int) -> Heads:
+    """Every third layer of a real model on a window of text, of those with full attention, side by side."""
+    return side_by_side(list(heads_by_layer(reader, seq_len).values())[::LAYER_STEP])
+
+
+def heads_by_layer(reader: Reader, seq_len: int) -> dict[int, Heads]:
+    """Heads of a real model's layers with full attention on a window of text, by layer index."""
+    (ids,) = reader.windows(seq_len, 1)
+    chosen = full_attention_layers(reader.model.config)
+    return {layer: heads for layer, heads in capture(reader.model, ids[None]).items() if layer in chosen}
+
+
+def full_attention_layers(config: PreTrainedConfig) -> set[int]:
+    """Indices of the layers that attend to everything before."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return {layer for layer, kind in enumerate(kinds) if kind == "full_attention"}
+
+
+def side_by_side(layers: list[Heads]) -> Heads:
+    """Layers of a model as heads of one attention problem."""
+    return Heads(*(torch.cat(parts, dim=1) for parts in zip(*layers)))
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ import torch
 
 from ..documents import follow_results
 from ..measuring import check_request, read_results, results_file, rounded, where, write_part
+from ..real.fetch import model_folder
+from ..real.reader import Reader
 from .fidelity import compare_rules, measure_error
 from .inputs import Captor
 from .report import blocks
@@ -68,8 +70,10 @@ def run(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     out = out or results_file("s2o", extent == FULL)
     captor = cache(lambda: Captor(model, device))  # not every part needs it
+    folder = model_folder("smollm2")  # its heads are measured too, where `make real` has fetched it
+    real = cache(lambda: Reader(folder, device) if folder.is_dir() else None)
     measure = {
-        "speed": lambda: measure_speed(captor(), extent.lengths, device),
+        "speed": lambda: measure_speed(captor(), real(), extent.lengths, device),
         "short": lambda: measure_short(device),
         "error": lambda: measure_error(captor(), extent.error_lengths, device),
         "rules": lambda: compare_rules(captor(), extent.rule_lengths, device),

@@ -11,7 +11,8 @@ from hf_infeco import S2OConfig
 from hf_infeco.s2o.attention import causal_attention
 
 from ..measuring import median_seconds
-from .inputs import LAST_LAYERS, Captor, Heads, generated
+from ..real.reader import Reader
+from .inputs import LAST_LAYERS, Captor, Heads, generated, real_heads
 from .operator import cut, dense, distance, sparse, truly_missed
 
 POINTS = (0.05, 0.02, 0.01)  # relative L2 error against dense attention in float32
@@ -21,8 +22,11 @@ SHORT, SHORT_REPEATS = (256, 512, 1024, 2048, 4096), 101
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def measure_speed(captor: Captor, lengths: tuple[int, ...], device: str) -> list[dict]:
-    """One entry per input, length, dtype and point, at the largest tau whose error is that of the point."""
+def measure_speed(captor: Captor, real: Reader | None, lengths: tuple[int, ...], device: str) -> list[dict]:
+    """
+    One entry per input, length, dtype and point, at the largest tau whose error is that of the point. `real` is a
+    real model, whose heads are taken up to the length that it was trained for.
+    """
     entries = []
     for seq_len in lengths:
         makers: dict[str, Callable[[], Heads]] = {
@@ -30,6 +34,8 @@ def measure_speed(captor: Captor, lengths: tuple[int, ...], device: str) -> list
             "generated, head_dim 128": lambda at=seq_len: generated(at, 128, 1),
             "captured, last two layers": lambda at=seq_len: captor.heads(at, 1, LAST_LAYERS),
         }
+        if real is not None and seq_len <= real.model.config.max_position_embeddings:
+            makers["SmolLM2, every third layer"] = lambda at=seq_len: real_heads(real, at).to(torch.float32)
         for name, make in tqdm(makers.items(), desc=f"speed at {seq_len}", unit="input"):
             cell = {"input": name, "tokens": seq_len}
             entries += [cell | entry for entry in _measure(make().to(device))]

@@ -1,4 +1,4 @@
-"""`hf-infeco bench real` on the bundled model and texts so short that the numbers only show that all of it runs."""
+"""`hf-infeco bench real` on the bundled model, on texts so short that the numbers only show that everything runs."""
 
 import json
 from pathlib import Path
