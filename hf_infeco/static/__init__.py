@@ -1,8 +1,9 @@
 """
 STATIC: decode only sequences that exist, from catalogues of millions of items (arXiv 2602.22647).
 
-`sequences`, `build`, `items`, `eligible` and `saving` make an `index`; `processor` constrains `generate()` with it,
-and `search` is a beam search over its candidates. The formulas are in `kernels/static`.
+`sequences`, `texts`, `build`, `merge`, `items`, `eligible` and `saving` make an `index`; `processor` constrains
+`generate()` with it, `vllm` an engine, and `search` is a beam search over its candidates. The formulas are in
+`kernels/static`.
 """
 
 from .index import StaticIndex

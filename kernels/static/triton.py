@@ -69,7 +69,8 @@ def _walk(
             begin, end, following, is_whole = _read_node(
                 first_child, first_sequence, sequences, sequence_alive, node, depth, LENGTH
             )
-            token = tl.load(tokens + start + offset).to(tl.int32)
+            token = tl.load(tokens + start + offset)
+            token = tl.where((token >= 0) & (token < 2147483648), token, -1).to(tl.int32)
             level = alphabet_start + tl.minimum(depth, LENGTH - 1)
             low, high = tl.load(level), tl.load(level + 1)
             least, most = tl.load(alphabet + low), tl.load(alphabet + high - 1)

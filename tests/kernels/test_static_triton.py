@@ -75,6 +75,12 @@ def test_a_level_of_more_tokens_than_two_bytes_hold(device, monkeypatch):
     assert_same(device, index, rows, torch.ones(3, dtype=torch.int64), torch.randn(3, 40_000))
 
 
+def test_a_token_beyond_31_bits_is_none_of_the_index(device):
+    index, sequences = random_index(6)
+    tokens = torch.tensor([[1, sequences[0][0] + 2**32], [1, -5], [1, sequences[0][0]]])
+    assert_same(device, index, tokens, torch.ones(3, dtype=torch.int64), torch.randn(3, VOCAB))
+
+
 def test_rows_without_a_token_yet_stand_at_the_root(device):
     index, _ = random_index(0)
     tokens, start = torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)

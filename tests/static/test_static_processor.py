@@ -161,13 +161,10 @@ def test_several_ids_in_one_output_each_behind_its_anchor(model, anchor):
         ([6, 5], True),
         ([90, 90], True),
         ([7, 5], False),
-        ([90, 9], True),
     ],
 )
 def test_an_anchor_must_not_end_within_a_sequence(anchor, is_free):
-    """Nor with a first part that is the end of the anchor in front of it, such as 7, 5 | 7, 5 | ... with [7, 5]."""
     index = StaticIndex.build([[5, 6, 9], [7, 5, 9], [8, 8, 8]], vocab_size=VOCAB)
-    assert index.lookup([[5, 6, 9]]) >= 0
     if is_free:
         StaticLogitsProcessor(index, anchor_token_id=anchor)
     else:
@@ -179,7 +176,7 @@ def test_an_anchor_that_overlaps_the_sequence_behind_it_is_refused():
     index = StaticIndex.build([[99, 5]], vocab_size=VOCAB)
     with pytest.raises(ValueError, match="occurs within"):
         StaticLogitsProcessor(index, anchor_token_id=[99, 99])  # 99, 99, 99: behind which of them does it start?
-    StaticLogitsProcessor(StaticIndex.build([[99, 5]], vocab_size=VOCAB), anchor_token_id=[98, 97])
+    StaticLogitsProcessor(index, anchor_token_id=[99, 98])
 
 
 def test_items_of_an_output_come_in_one_call(model):
