@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from . import compat
+from .dense import capped_attention, masked_attention
 from .innerq.layer import InnerQView
 from .kernels.s2o.reference import S2OStats, count_causal_pairs
 from .kv import KVHandle, plain, view_behind
@@ -29,7 +30,7 @@ PLAN_ATTRIBUTE = "_infeco_plan"  # on each attention module of a patched model
 MAX_PACKED_QUERIES = 32
 
 # What a model may hand its attention by keyword. Anything else could change the maths in a way that we do not know.
-IMPLEMENTED_ARGUMENTS = {"dropout", "scaling", "is_causal", "attention_mask"}
+IMPLEMENTED_ARGUMENTS = {"dropout", "scaling", "is_causal", "attention_mask", "s_aux", "softcap"}
 if compat.SDPA_TAKES_POSITION_BIAS:
     IMPLEMENTED_ARGUMENTS.add("position_bias")
 # These say again what the mask and the tensors say already, or are meant for other parts of the model.
@@ -147,6 +148,8 @@ def infeco_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    s_aux: torch.Tensor | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """
@@ -156,6 +159,8 @@ def infeco_attention(
         query (`torch.Tensor` `[B, H, q_len, D]`), key (`[B, Hkv, kv_len, D]`), value (`[B, Hkv, kv_len, Dv]`): key and
             value may be `KVHandle`s of a packed cache.
         attention_mask (`torch.Tensor`, *optional*): what `infeco_mask` returned, or a 4-D mask of the user's.
+        s_aux (`torch.Tensor` `[H]`, *optional*): learned attention sinks, logits that join each row's softmax.
+        softcap (`float`, *optional*): logits become softcap * tanh(logits / softcap).
 
     Returns:
         The output `[B, q_len, H, Dv]`, and None in place of attention weights.
@@ -175,24 +180,32 @@ def infeco_attention(
         if is_plain and isinstance(view, InnerQView):
             plan.packed_calls += 1
             with torch.autocast(query.device.type, enabled=False):  # sums stay in float32
-                out = view.attend(query, _scale(scaling, query), padding)
+                out = view.attend(query, _scale(scaling, query), padding, s_aux, softcap)
             return out.transpose(1, 2).contiguous(), None
         plan.unpacked_calls += 1
 
     key, value = (plain(tensor).to(query.dtype) for tensor in (key, value))
-    if is_plain and query.shape[2] > 1:
+    if is_plain and softcap is None and query.shape[2] > 1:
         starts = left_padding(padding)
         if padding is None or starts is not None:
-            return _causal_prefill(module, query, key, value, scaling, starts), None
+            return _causal_prefill(module, query, key, value, scaling, starts, s_aux), None
     if is_causal and query.shape[2] > 1:
         _count_dense(module, query, key)
 
     is_offset = attention_mask is None and is_causal and 1 < query.shape[2] < key.shape[2]
     if padding is not None or is_offset:
         attention_mask = _full_mask(padding, query.shape[2], key.shape[2], query.device)
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
-    )
+    if s_aux is None and softcap is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+        )
+    if dropout or kwargs.get("position_bias") is not None:
+        raise ValueError(
+            f"{type(module).__name__} asks for dropout={dropout} or a position bias together with attention sinks or "
+            "capped logits, which hf_infeco's attention does not implement. Call hf_infeco.unpatch(model)."
+        )
+    out = _masked(query, key, value, attention_mask, _scale(scaling, query), s_aux, softcap, is_causal)
+    return out.transpose(1, 2).contiguous(), None
 
 
 def _refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
@@ -245,15 +258,36 @@ def _causal_prefill(
     value: torch.Tensor,
     scaling: float | None,
     starts: list[int] | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Plain causal attention, sparse where the plan says so; counts the pairs that were attended."""
     plan = _plan(module)
     # Training runs dense: skipped keys would bias gradients, and checkpointing must recompute the same forward.
     config = None if module.training else plan.s2o
     with torch.autocast(query.device.type, enabled=False):
-        out, stats = causal_attention(query, key, value, config, scale=_scale(scaling, query), starts=starts)
+        out, stats = causal_attention(
+            query, key, value, config, scale=_scale(scaling, query), starts=starts, sinks=sinks
+        )
     plan.stats = plan.stats + stats
     return out.transpose(1, 2).contiguous()
+
+
+def _masked(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    sinks: torch.Tensor | None,
+    softcap: float | None,
+    is_causal: bool,
+) -> torch.Tensor:
+    """Attention with sinks or capped logits, which transformers' own function for torch's kernels does not know."""
+    if mask is None and not (is_causal and softcap is not None):  # one query, or attention that is not causal
+        mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+    if softcap is not None:
+        return capped_attention(query, key, value, scale, softcap, mask, sinks)
+    return masked_attention(query, key, value, scale, mask, sinks)
 
 
 def _count_dense(module: nn.Module, query: torch.Tensor, key: torch.Tensor) -> None:

@@ -15,6 +15,8 @@ from .config import METHODS, InfecoConfig
 from .innerq.cache import InnerQCache
 from .kernels.dispatch import choose
 from .report import AreaReport, LayerDensity, PatchReport, S2OReport, Status, layer_pattern
+from .s2o.config import S2OConfig
+from .s2o.crossover import NEVER, Crossover, known
 from .survey import Survey
 
 
@@ -59,11 +61,28 @@ def _versions() -> dict[str, str]:
 def _s2o_lines(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> list[AreaReport]:
     if config.s2o is None:
         return [_off("s2o", found)]
-    crossover = config.s2o.crossover
-    where = "where it is measured to be faster" if crossover == "auto" else f"from {crossover} tokens on"
-    detail = f"sparse prefill {where}, tau={config.s2o.tau:g}; dense below"
-    backend = _backend("s2o_prefill", model)
-    return _lines("s2o", found, lambda index: ("enabled", detail, backend))
+    s2o, backend = config.s2o, _backend("s2o_prefill", model)
+    limit, modules = compat.max_positions(model.config), compat.attention_modules(compat.decoder_of(model))
+
+    def line(index: int) -> tuple[Status, str, str]:
+        measured = _measured_crossover(model, s2o, index, modules[index])
+        if measured is not None and measured.keys > min(limit or NEVER, NEVER - 1):
+            return "fallback", f"dense: sparse prefill was {measured.summary()}", backend
+        where = "where it is measured to be faster" if s2o.crossover == "auto" else f"from {s2o.crossover} tokens on"
+        where = where if measured is None else f"from {measured.keys:,} tokens on, {measured.summary()}"
+        return "enabled", f"sparse prefill {where}, tau={s2o.tau:g}; dense below", backend
+
+    return _lines("s2o", found, line)
+
+
+def _measured_crossover(
+    model: PreTrainedModel, s2o: S2OConfig, index: int, module: torch.nn.Module
+) -> Crossover | None:
+    """What S2O has measured for heads like this layer's, if it has."""
+    kv_heads, key_dim, value_dim = compat.key_value_dims(model.config, index, module)
+    heads = (compat.layer_config(model.config, index).num_attention_heads, kv_heads)
+    has_sinks = getattr(module, "sinks", None) is not None
+    return known(s2o, _device(model), model.dtype, heads, (key_dim, value_dim), has_sinks)
 
 
 def _innerq_lines(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> list[AreaReport]:
@@ -99,10 +118,13 @@ def _innerq_lines(model: PreTrainedModel, config: InfecoConfig, found: Survey) -
 
 def _backend(operation: str, model: PreTrainedModel) -> str:
     """What runs on the model's device; a skeleton without weights is taken to go where the weights would."""
-    device = model.device
-    if device.type == "meta":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return choose(operation, device).backend
+    return choose(operation, _device(model)).backend
+
+
+def _device(model: PreTrainedModel) -> torch.device:
+    if model.device.type != "meta":
+        return model.device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _lines(area: str, found: Survey, line: Callable[[int], tuple[Status, str, str]]) -> list[AreaReport]:

@@ -43,12 +43,14 @@ def survey(model: PreTrainedModel, refusal: str | None = None) -> Survey:
         cache_refusal = cache_refusal or f"{type(model).__name__} makes a cache of its own"
     attention_refusal = model_refusal or refusal or _attention_refusal(model, decoder)
     refusals: dict[str, dict[int, str]] = {"s2o": {}, "innerq": {}}
+    cap = compat.config_value(model.config, "attn_logit_softcapping")
+    capped = f"its logits are capped at {cap}, and S2O judges keys by logits that are not" if cap else None
     num_layers = max(len(layers), *(index + 1 for index in modules), 0) if modules else len(layers)
     for index in range(num_layers):
         layer = layers[index] if index < len(layers) else None
         missing = None if index in modules else "no self-attention module"
         window = _window(model.config, index, layer)
-        if reason := attention_refusal or missing or window:
+        if reason := attention_refusal or missing or window or capped:
             refusals["s2o"][index] = reason
         special = None if compat.is_full_attention_layer(layer) else window or _describe(layer)
         if reason := cache_refusal or special or missing:
@@ -74,13 +76,8 @@ def _model_refusal(model: PreTrainedModel, modules: dict[int, nn.Module]) -> str
 
 def _attention_refusal(model: PreTrainedModel, decoder: nn.Module) -> str | None:
     """Why the model's attention cannot be replaced by ours. Its modules share one setting: one of them is enough."""
-    config = compat.text_config(model.config)
     if not compat.can_switch_attention(decoder):
         return f"{type(decoder).__name__} does not use transformers' attention interface"
-    if getattr(config, "attn_logit_softcapping", None):
-        return f"logit softcapping (attn_logit_softcapping={config.attn_logit_softcapping}) is not implemented"
-    if any(getattr(module, "sinks", None) is not None for module in decoder.modules()):
-        return "learned attention sinks are not implemented"
     for module in {type(module): module for module in decoder.modules()}.values():
         code, name = attention_code(module), type(module).__name__
         if unknown := sorted(code.arguments - IMPLEMENTED_ARGUMENTS - NEUTRAL_ARGUMENTS - FEATURES.keys()):

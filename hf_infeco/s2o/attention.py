@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
+from ..dense import dense_attention
 from ..kernels.s2o.reference import S2OStats, count_causal_pairs
 from .config import S2OConfig
 from .crossover import SHORTEST
-from .dense import dense_attention
 from .operation import prefill
 
 logger = logging.get_logger(__name__)

@@ -21,10 +21,10 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from transformers.utils import logging
 
+from ..dense import dense_attention
 from ..kernels.devices import describe
 from ..kernels.dispatch import choose
 from .config import S2OConfig
-from .dense import dense_attention
 
 logger = logging.get_logger(__name__)
 

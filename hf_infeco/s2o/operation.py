@@ -2,11 +2,11 @@
 
 import torch
 
+from ..dense import dense_attention
 from ..kernels.dispatch import choose
 from ..kernels.s2o.reference import count_causal_pairs
 from .config import AUTO, S2OConfig
 from .crossover import measured_crossover
-from .dense import dense_attention
 
 
 def prefill(

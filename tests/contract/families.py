@@ -64,7 +64,7 @@ FAMILIES = {
         "Gemma2Config",
         dict(sliding_window=WINDOW, query_pre_attn_scalar=32, attn_logit_softcapping=20.0),
         s2o=NOTHING,
-        innerq=promise("fallback", "unsupported"),
+        innerq=MIXED,
     ),
     "gemma3": Family(
         "Gemma3TextConfig",
@@ -84,8 +84,8 @@ FAMILIES = {
     "gpt_oss": Family(
         "GptOssConfig",
         dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW),
-        s2o=NOTHING,
-        innerq=promise("fallback", "unsupported"),
+        s2o=MIXED,
+        innerq=MIXED,
     ),
     "deepseek_v3": Family(
         "DeepseekV3Config",
@@ -166,6 +166,19 @@ UNUSUAL = {
         | dict(mamba_chunk_size=16),
         innerq=NOTHING,
     ),
+    "granite_swa": Family(  # learned sinks in all its layers
+        "GraniteSWAConfig",
+        dict(sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]),
+        s2o=MIXED,
+        innerq=MIXED,
+    ),
+    "mimo_v2_flash": Family(  # learned sinks in its sliding layers, head_dim of values unlike that of keys
+        "MiMoV2FlashConfig",
+        dict(n_routed_experts=4, n_group=1, topk_group=1, v_head_dim=16, **FOUR, **EXPERTS),
+        s2o=MIXED,
+        innerq=MIXED,
+    ),
+    "phi": Family("PhiConfig", dict(hidden_size=320, head_dim=None, num_key_value_heads=4)),  # head_dim 80
     "gpt2": Family("GPT2Config", dict(head_dim=None, hidden_size=128)),
 }
 

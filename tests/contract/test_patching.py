@@ -184,8 +184,8 @@ def test_the_language_model_of_a_composite_model_is_patched_and_its_vision_tower
 
 def test_an_argument_that_nobody_implements_is_refused_aloud():
     model = hf_infeco.patch(build("llama"))
-    with pytest.raises(ValueError, match="softcap"):
-        model(prompt(1, 8), softcap=30.0)
+    with pytest.raises(ValueError, match="block_indices"):
+        model(prompt(1, 8), block_indices=[0])
 
 
 def test_saving_a_patched_model_saves_the_original(tmp_path):

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from hf_infeco import S2OConfig, s2o_attention
+from hf_infeco.dense import DENSE_ROWS
 from hf_infeco.s2o.attention import causal_attention
-from hf_infeco.s2o.dense import DENSE_ROWS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,4 +1,4 @@
-"""Exact causal attention by torch's kernels: what S2O is below its crossover, and what it is measured against."""
+"""Exact attention by torch: what runs where nothing is to be left out, and what S2O is measured against."""
 
 import torch
 import torch.nn.functional as F
@@ -6,8 +6,6 @@ from torch.nn.attention.bias import causal_lower_right
 
 # Query rows per dense call where the mask has to be written out: it then grows with the keys, not with their square.
 DENSE_ROWS = 512
-
-
 # Channels in which a sink's logit travels: as many numbers of 8 bits or more as add up to a float32 exactly, and a
 # multiple of 8, without which kernels for GPUs would not take the heads.
 SINK_CHANNELS = 8
@@ -44,6 +42,60 @@ def dense_attention(
         out.append(
             F.scaled_dot_product_attention(rows, key[:, :, :seen], value[:, :, :seen], attn_mask=mask, **options)
         )
+    return torch.cat(out, dim=2)
+
+
+def masked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Exact attention under `mask [B or 1, H or 1, q_len, kv_len]`, bool or added to the logits; `sinks` as above."""
+    q_len, value_dim = query.shape[2], value.shape[3]
+    if sinks is not None:
+        query, key, value = _with_sink_key(query, key, value, sinks, scale)
+        # Every query sees the sink, also the one that may have been put in front.
+        mask = F.pad(mask, (1, 0, query.shape[2] - q_len, 0), value=mask.dtype == torch.bool)
+    enable_gqa = query.shape[1] != key.shape[1]
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
+    return out[:, :, -q_len:, :value_dim]
+
+
+def capped_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    softcap: float,
+    mask: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Exact attention with logits softcap * tanh(logits / softcap), which none of torch's kernels knows; causal without a
+    mask. Some rows at a time, so that the logits of a long prompt are never all there.
+    """
+    (batch, heads, q_len, _), (kv_heads, kv_len) = query.shape, key.shape[1:3]
+    out = []
+    for begin in range(0, q_len, DENSE_ROWS):
+        rows = query[:, :, begin : begin + DENSE_ROWS].unflatten(1, (kv_heads, -1))  # [B, Hkv, r, rows, D]
+        count = rows.shape[3]
+        seen = kv_len - q_len + begin + count if mask is None else kv_len
+        logits = (rows @ key[:, :, None, :seen].transpose(-1, -2)).float() * scale
+        logits = (softcap * torch.tanh(logits / softcap)).flatten(1, 2)  # [B, H, rows, seen]
+        if mask is None:
+            visible = torch.ones(count, seen, dtype=torch.bool, device=query.device).tril(seen - count)
+        else:
+            visible = mask[:, :, begin : begin + DENSE_ROWS]
+        # A finite number, since a query that is padding itself may see nothing at all.
+        hidden = torch.finfo(logits.dtype).min
+        logits = logits.masked_fill(~visible, hidden) if visible.dtype == torch.bool else logits + visible
+        if sinks is not None:
+            logits = torch.cat([logits, sinks.float()[None, :, None, None].expand(batch, heads, count, 1)], -1)
+        weights = logits.softmax(-1)[..., :seen].to(value.dtype).unflatten(1, (kv_heads, -1))
+        out.append((weights @ value[:, :, None, :seen]).flatten(1, 2))
     return torch.cat(out, dim=2)
 
 
