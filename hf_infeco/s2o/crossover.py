@@ -127,7 +127,7 @@ def known(
 
 def fit(lengths: list[int], seconds: list[float]) -> tuple[float, float]:
     """a, b >= 0 of a n + b n^2 with the least squared relative errors."""
-    n, t = torch.tensor(lengths, dtype=torch.float64), torch.tensor(seconds, dtype=torch.float64)
+    n, t = torch.tensor(lengths, dtype=torch.float64, device="cpu"), torch.tensor(seconds, dtype=torch.float64, device="cpu")
     terms = torch.stack([n / t, n * n / t], 1)
     a, b = torch.linalg.lstsq(terms, torch.ones_like(t)[:, None]).solution.flatten().tolist()
     if a < 0:
