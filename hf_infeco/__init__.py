@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 from .config import InfecoConfig
 from .innerq import InnerQCache, InnerQConfig
+from .kernels.devices import describe_device
 from .kv import cache_nbytes
 from .patching import explain, patch, patched, report, unpatch
 from .report import PatchReport
@@ -21,6 +22,7 @@ from .static import (
     constrained_beam_search,
     static_generate,
 )
+from .warming import warm_up
 
 __version__ = version("hf_infeco")
 
@@ -35,6 +37,7 @@ __all__ = [
     "StaticLogitsProcessor",
     "cache_nbytes",
     "constrained_beam_search",
+    "describe_device",
     "explain",
     "patch",
     "patched",
@@ -42,4 +45,5 @@ __all__ = [
     "s2o_attention",
     "static_generate",
     "unpatch",
+    "warm_up",
 ]
