@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hf_infeco.kernels.devices import describe
+from hf_infeco.kernels.devices import describe_device
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "examples" / "models" / "recall"
@@ -96,7 +96,7 @@ def where(device: str) -> dict[str, Any]:
     """Date, device, commit and versions of a measurement."""
     return {
         "date": datetime.date.today().isoformat(),
-        "device": describe(torch.device(device)),
+        "device": describe_device(torch.device(device)),
         "commit": _commit(),
         **{name: version(name) for name in ("hf_infeco", "torch", "transformers")},
     }

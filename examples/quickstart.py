@@ -68,11 +68,14 @@ def main() -> None:
     text = torch.tensor(encode_text(tokenizer, held_out_text()))
     generator = torch.Generator().manual_seed(0)
     needles = sample_document(tokenizer, text, arguments.tokens, arguments.questions, generator)
-    print(f"{arguments.tokens} tokens of text on {device}, with {arguments.questions} needles such as")
+    size = f"{model.num_parameters() / 1e6:.1f} M parameters, {model.config.num_hidden_layers} layers, {model.dtype}"
+    print(f"A model of {size}, on {hf_infeco.describe_device(model.device)}")
+    print(f"{arguments.tokens} tokens of text, with {arguments.questions} needles such as")
     print(f"    {tokenizer.decode(needles.keys[:1])} -> {answer_text(tokenizer, needles.answers[0])}\n")
 
     dense, dense_answers = measure(model, tokenizer, needles)
     hf_infeco.patch(model)
+    hf_infeco.warm_up(model, needles.document[None, :2048])  # compiles and measures, which is no part of a prefill
     patched, patched_answers = measure(model, tokenizer, needles)
     report = hf_infeco.report(model)
     same = (dense_answers == patched_answers).all(dim=1)

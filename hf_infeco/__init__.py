@@ -11,6 +11,7 @@ from importlib.metadata import version
 from .compat import CACHE_NAME
 from .config import InfecoConfig
 from .innerq import InnerQCache, InnerQConfig
+from .kernels.devices import describe_device
 from .kv import cache_nbytes
 from .patching import explain, patch, patched, report, unpatch
 from .report import PatchReport
@@ -22,6 +23,7 @@ from .static import (
     constrained_beam_search,
     static_generate,
 )
+from .warming import warm_up
 
 __version__ = version("hf_infeco")
 
@@ -37,6 +39,7 @@ __all__ = [
     "StaticLogitsProcessor",
     "cache_nbytes",
     "constrained_beam_search",
+    "describe_device",
     "explain",
     "patch",
     "patched",
@@ -44,4 +47,5 @@ __all__ = [
     "s2o_attention",
     "static_generate",
     "unpatch",
+    "warm_up",
 ]

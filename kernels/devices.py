@@ -10,7 +10,7 @@ import torch
 UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 
 
-def describe(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
     """`"NVIDIA H100 80GB HBM3"`, or `"CPU AMD EPYC 9B14 (avx2, avx512f, avx512_bf16), 2 threads"`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

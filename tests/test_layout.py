@@ -12,7 +12,7 @@ SKIPPED = {".git", ".venv", ".compat", ".out", "build", "dist", "site", "__pycac
 FOLDERS = ("hf_infeco", "kernels", "training", "benchmarks", "examples", "tests")
 MAPPED = ("kernels", "training", "benchmarks")  # installed under hf_infeco
 FOUNDATION = ("kernels", "kv", "config", "compat", "dense")  # what a system may build on
-ON_TOP = ("patching", "survey", "attention", "caching", "reporting", "cli")
+ON_TOP = ("patching", "survey", "attention", "caching", "reporting", "warming", "cli")
 SYSTEMS = sorted(p.parent.name for p in (ROOT / "hf_infeco").glob("*/__init__.py") if p.parent.name not in ON_TOP)
 
 # Split so that this file does not name what it forbids.

@@ -22,7 +22,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers.utils import logging
 
 from ..dense import dense_attention
-from ..kernels.devices import describe
+from ..kernels.devices import describe_device
 from ..kernels.dispatch import choose
 from .config import S2OConfig
 
@@ -127,7 +127,7 @@ def known(
 
 def fit(lengths: list[int], seconds: list[float]) -> tuple[float, float]:
     """a, b >= 0 of a n + b n^2 with the least squared relative errors."""
-    n, t = torch.tensor(lengths, dtype=torch.float64, device="cpu"), torch.tensor(seconds, dtype=torch.float64, device="cpu")
+    n, t = (torch.tensor(numbers, dtype=torch.float64, device="cpu") for numbers in (lengths, seconds))
     terms = torch.stack([n / t, n * n / t], 1)
     a, b = torch.linalg.lstsq(terms, torch.ones_like(t)[:, None]).solution.flatten().tolist()
     if a < 0:
@@ -149,7 +149,7 @@ def _name(
     """What the answer depends on."""
     shape = f"{heads[0]}/{heads[1]} heads of {head_dims[0]} and {head_dims[1]}{' with sinks' if has_sinks else ''}"
     chosen = ", ".join(f"{field}={setting}" for field, setting in settings.items())
-    return f"{describe(device)}; {backend}, torch {torch.__version__}; {dtype}, {shape}; {chosen}"
+    return f"{describe_device(device)}; {backend}, torch {torch.__version__}; {dtype}, {shape}; {chosen}"
 
 
 def _measure(
@@ -161,8 +161,8 @@ def _measure(
     sparse: Callable,
 ) -> Crossover:
     logger.warning(
-        f"S2O measures once from how many keys on it is faster than dense attention on {describe(query.device)}, and "
-        "compiles its kernels for that, which takes some seconds. hf_infeco.warm_up(model) does so ahead."
+        f"S2O compiles its kernels for {describe_device(query.device)} and measures from how many keys on it is "
+        "faster there than dense attention, which takes some seconds. hf_infeco.warm_up(model) does so ahead."
     )
     seconds: dict[Callable, list[float]] = {sparse: [], dense_attention: []}
     for length in LENGTHS:

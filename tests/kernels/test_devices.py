@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_infeco.kernels.devices import describe, name_processor, processor
+from hf_infeco.kernels.devices import describe_device, name_processor, processor
 
 EPYC = "processor\t: 0\nmodel name\t: AMD EPYC 9B14\nflags\t\t: fpu sse2 avx2 avx512f avx512_bf16\n"
 XEON = "model name\t: Intel(R) Xeon(R) 8481C\nflags\t\t: avx2 avx512f avx512_bf16 amx_bf16 amx_tile\n"
@@ -17,4 +17,4 @@ def test_a_processor_is_named_with_its_vector_units():
 
 
 def test_a_cpu_is_described_with_its_threads():
-    assert describe(torch.device("cpu")) == f"CPU {processor()}, {torch.get_num_threads()} threads"
+    assert describe_device(torch.device("cpu")) == f"CPU {processor()}, {torch.get_num_threads()} threads"
