@@ -312,8 +312,8 @@ class Blocks(NamedTuple):
 def choose_blocks(num_rows: int, head_dim: int) -> Blocks:
     """
     A matrix unit takes 16 rows at least. Twice as many, or 64 tokens at head_dim 256, are what still fits in the
-    registers of every GPU in `kernels/aot.py`; both together need twice the warps. 3 stages keep the words of two steps
-    under way, some 14 KiB a program.
+    registers of every GPU in `kernels/aot.py`; both together need twice the warps. 3 stages keep the words of two
+    steps under way, some 14 KiB a program.
     """
     rows, tokens = 16 if num_rows <= 16 else 32, 64 if head_dim <= 128 else 32
     return Blocks(rows, tokens, num_warps=8 if rows == tokens else 4, num_stages=3)
@@ -544,7 +544,7 @@ def example_calls() -> None:
     ):
         value = empty(1, kv_heads, tokens, dim, dtype=dtype)
         key, norm = fill_groups(value), fill_groups(empty(1, kv_heads, 1, dim, dtype=torch.float32))
-        unit = None if dtype == torch.float16 else empty(1, kv_heads, tokens // GROUP, dtype=torch.float32)
+        unit = empty(1, kv_heads, tokens // GROUP, dtype=torch.float32)
         packed = PackedKV(
             quantize_keys(key, key_bits, norm, norm),
             quantize_values(value, value_bits, hybrid),
