@@ -145,14 +145,12 @@ class InnerQLayer(HandleLayer):
                 norm = channel_norm(key, mean, real) if self.config.normalize_keys else None
                 store.set_channels(norm, mean, measured)
             kernel = choose("innerq_quantize", key.device).module
-            key, value, unit = key[:, :, :count], value[:, :, :count], None
-            if value.dtype != torch.float16:
-                unit = value_units(value)
-                value = in_units(value, unit)
+            key, value = key[:, :, :count], value[:, :, :count]
+            units, bits = value_units(value), self.config.value_bits
             store.append(
                 kernel.quantize_keys(key, self.config.key_bits, store.key_norm, store.key_mean),
-                kernel.quantize_values(value, self.config.value_bits, self.config.hybrid_values),
-                unit,
+                kernel.quantize_values(in_units(value, units), bits, self.config.hybrid_values),
+                units,
             )
         self._store, self._recent = store, _own(_slice(rest, count, None))
 

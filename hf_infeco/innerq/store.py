@@ -41,8 +41,8 @@ class PackedStore:
         if key_mean is not None:
             self.key_mean = torch.where(chosen, key_mean, 0.0 if self.key_mean is None else self.key_mean)
 
-    def append(self, key: Packed, value: Packed, value_unit: torch.Tensor | None = None) -> None:
-        """Adds tiles: key and value `[B, Hkv, tiles, ...]`, see `PackedKV`; `value_unit` always or never."""
+    def append(self, key: Packed, value: Packed, value_unit: torch.Tensor) -> None:
+        """Adds tiles: key, value and the values' units `[B, Hkv, tiles, ...]`, see `PackedKV`."""
         used = self.num_slots // GROUP
         needed = used + key.words.shape[2]
         for name, tensor in _named(key, value, value_unit):
@@ -69,8 +69,7 @@ class PackedStore:
         spare = max(MIN_SPARE_TILES, needed // 16)
         buffer = like.new_empty(*like.shape[:2], needed + spare, *like.shape[3:])
         if used:
-            # What a saved cache of format version 1 holds has no units.
-            buffer[:, :, :used] = self._buffers[name][:, :, :used] if name in self._buffers else 1
+            buffer[:, :, :used] = self._buffers[name][:, :, :used]
         self._buffers[name] = buffer
 
     def view(self) -> PackedKV:
@@ -80,8 +79,7 @@ class PackedStore:
             buffers = (self._buffers.get(f"{kind}.{field}") for field in Packed._fields)
             return Packed(*(None if buffer is None else buffer[:, :, : self.num_slots // GROUP] for buffer in buffers))
 
-        unit = self._buffers.get(UNIT)
-        unit = None if unit is None else unit[:, :, : self.num_slots // GROUP]
+        unit = self._buffers[UNIT][:, :, : self.num_slots // GROUP]
         return PackedKV(part("key"), part("value"), self.key_norm, self.key_mean, self.alive, unit)
 
     def remove_last(self, num_tokens: int) -> None:
@@ -120,8 +118,11 @@ class PackedStore:
         """Inverse of `state`; ignores other names."""
         store = cls(state.get("key_norm"), state.get("key_mean"))
         store._buffers = {name: tensor for name, tensor in state.items() if name.startswith(("key.", "value."))}
+        words = store._buffers["key.words"]
+        if UNIT not in store._buffers:  # format version 1, where all were 1
+            store._buffers[UNIT] = words.new_ones(words.shape[:3], dtype=torch.float32)
         store.alive = state.get("alive")
-        store.num_slots = store._buffers["key.words"].shape[2] * GROUP
+        store.num_slots = words.shape[2] * GROUP
         store.num_tokens = store.num_slots if store.alive is None else int(store.alive.sum())
         return store
 
@@ -130,10 +131,9 @@ class PackedStore:
         yield from (tensor for tensor in (self.key_norm, self.key_mean, self.alive) if tensor is not None)
 
 
-def _named(key: Packed, value: Packed, value_unit: torch.Tensor | None) -> Iterator[tuple[str, torch.Tensor]]:
+def _named(key: Packed, value: Packed, value_unit: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     for kind, packed in (("key", key), ("value", value)):
         for part, tensor in packed._asdict().items():
             if tensor is not None:
                 yield f"{kind}.{part}", tensor
-    if value_unit is not None:
-        yield UNIT, value_unit
+    yield UNIT, value_unit

@@ -544,7 +544,7 @@ def example_calls() -> None:
     ):
         value = empty(1, kv_heads, tokens, dim, dtype=dtype)
         key, norm = fill_groups(value), fill_groups(empty(1, kv_heads, 1, dim, dtype=torch.float32))
-        unit = None if dtype == torch.float16 else empty(1, kv_heads, tokens // GROUP, dtype=torch.float32)
+        unit = empty(1, kv_heads, tokens // GROUP, dtype=torch.float32)
         packed = PackedKV(
             quantize_keys(key, key_bits, norm, norm),
             quantize_values(value, value_bits, hybrid),
