@@ -1,4 +1,4 @@
-"""What a model finds again in a long text: one passkey, or each of several pairs of name and code."""
+"""What a model finds again: one passkey in filler, or each of several pairs of name and code in real text."""
 
 import random
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from ..measuring import Progress
 from .reader import Reader
 from .ways import Way
 
+FILLER = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NAMES = ("garden", "library", "kitchen", "harbour", "station", "museum", "bakery", "castle")
 
 
@@ -24,11 +25,12 @@ class Document(NamedTuple):
 
 
 def passkey(reader: Reader, seq_len: int, number: int) -> Document:
-    """One code of five digits, said twice in one place of real text."""
+    """One code of five digits, said once in filler."""
     rng = random.Random(number)
     code = _code(rng)
-    needle = f" The pass key is {code}. Remember it. {code} is the pass key."
-    return _document(reader, seq_len, rng, [needle], [("\n\nWhat is the pass key? The pass key is", code)])
+    filler = reader.encode(FILLER * (seq_len // 16))
+    needle = f" The pass key is {code}. Remember it."
+    return _document(reader, seq_len, rng, filler, [needle], [(" What is the pass key? The pass key is", code)])
 
 
 def pairs(reader: Reader, seq_len: int, number: int) -> Document:
@@ -37,7 +39,11 @@ def pairs(reader: Reader, seq_len: int, number: int) -> Document:
     codes = {name: _code(rng) for name in rng.sample(NAMES, len(NAMES))}
     needles = [f" The code of the {name} is {code}." for name, code in codes.items()]
     question = "\n\nQuestion: what is the code of the {0}? The code of the {0} is"
-    return _document(reader, seq_len, rng, needles, [(question.format(name), code) for name, code in codes.items()])
+    start = rng.randrange(len(reader.text) - seq_len)
+    text = reader.text[start : start + seq_len].tolist()
+    return _document(
+        reader, seq_len, rng, text, needles, [(question.format(name), code) for name, code in codes.items()]
+    )
 
 
 def _code(rng: random.Random) -> str:
@@ -45,20 +51,18 @@ def _code(rng: random.Random) -> str:
 
 
 def _document(
-    reader: Reader, seq_len: int, rng: random.Random, needles: list[str], asked: list[tuple[str, str]]
+    reader: Reader, seq_len: int, rng: random.Random, text: list[int], needles: list[str], asked: list[tuple[str, str]]
 ) -> Document:
-    """`needles` between the first and the last tenth of real text, cut so that the document has `seq_len` tokens."""
+    """`needles` between the first and the last tenth of `text`, cut so that the document has `seq_len` tokens."""
     hidden = [reader.encode(needle) for needle in needles]
     room = seq_len - len(reader.start) - sum(map(len, hidden))
-    start = rng.randrange(len(reader.text) - room)
-    text = reader.text[start : start + room].tolist()
     places = sorted(rng.randrange(room // 10, room - room // 10) for _ in hidden)
     ids, before = [], 0
     for place, needle in zip(places, hidden):
         ids += [*text[before:place], *needle]
         before = place
     questions = [(reader.encode(question), reader.encode(f" {answer}")) for question, answer in asked]
-    return Document(reader.prompt(ids + text[before:]), questions)
+    return Document(reader.prompt(ids + text[before:room]), questions)
 
 
 TASKS: dict[str, Callable[[Reader, int, int], Document]] = {"passkey": passkey, "pairs": pairs}
