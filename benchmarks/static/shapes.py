@@ -59,7 +59,8 @@ def _by_depth(index: hf_infeco.StaticIndex, sequences: np.ndarray, beams: int, r
 
 
 def _beside_a_fill(index: hf_infeco.StaticIndex) -> dict[str, Any]:
-    processor = hf_infeco.StaticLogitsProcessor(index, prompt_length=PROMPT, eos_token_id=0)
+    ends = 0 if index.is_variable else None
+    processor = hf_infeco.StaticLogitsProcessor(index, prompt_length=PROMPT, eos_token_id=ends)
     return {"processor": processor, "fill": lambda ids, scores: scores.fill_(float("-inf"))}
 
 
