@@ -38,6 +38,35 @@ def wide_table(part: dict) -> str:
     )
 
 
+def nodes_table(part: dict) -> str:
+    rows = [
+        [f"{int(size):,}", f"{taken['processor']:.2f}", f"{taken['fill']:.2f}", f"{part['times_one_fill'][size]:.2f}x"]
+        for size, taken in part["milliseconds_by_vocabulary"].items()
+    ]
+    return markdown_table(
+        [
+            f"a node of {part['children']:,} children, vocabulary",
+            "processor, ms",
+            "one fill, ms",
+            "processor over fill",
+        ],
+        rows,
+    )
+
+
+def catalogues_table(part: dict) -> str:
+    rows = [
+        [
+            f"{name}: {entry['items']:,} items of up to {entry['length']} tokens out of {entry['vocabulary']:,}, "
+            f"most children {entry['most_children']:,}",
+            *(f"{taken:.2f}" for taken in entry["milliseconds_by_depth"]),
+        ]
+        for name, entry in part.items()
+        if name != "where"
+    ]
+    return markdown_table(["ms at", *DEPTHS], rows)
+
+
 def baselines_table(part: dict) -> str:
     """Milliseconds at each depth, with multiples of ours."""
     rows = []
@@ -103,6 +132,8 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "step": ("step", step_table),
     "vocabulary": ("step", vocabulary_table),
     "wide": ("wide", wide_table),
+    "nodes": ("nodes", nodes_table),
+    "catalogues": ("catalogues", catalogues_table),
     "baselines": ("baselines", baselines_table),
     "search": ("search", search_table),
     "scores": ("search", scores_table),

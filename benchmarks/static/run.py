@@ -10,10 +10,11 @@ from .baselines import compare_baselines
 from .build import measure_build
 from .report import blocks
 from .search import measure_search
+from .shapes import measure_catalogues, measure_nodes
 from .step import measure_step, measure_wide
 from .validity import count_valid
 
-PARTS = ("step", "wide", "baselines", "search", "build", "validity")
+PARTS = ("step", "wide", "nodes", "catalogues", "baselines", "search", "build", "validity")
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,23 @@ class Extent:
     beams: int = 70  # for each prompt
     repeats: int = 20  # of a call, each with other rows
     catalogues: int = 100  # small ones, in the validity part
+    children: int = 20_000  # of the node in the nodes part
+    vocabularies: tuple[int, ...] = (32_768, 131_072, 262_144)  # of the nodes part
+    titles: int = 20_000
 
 
 FULL = Extent()
-QUICK = Extent(step_items=(1000, 10_000), items=1000, build_items=10_000, beams=3, repeats=2, catalogues=4)
+QUICK = Extent(
+    step_items=(1000, 10_000),
+    items=1000,
+    build_items=10_000,
+    beams=3,
+    repeats=2,
+    catalogues=4,
+    children=200,
+    vocabularies=(512, 2048),
+    titles=300,
+)
 
 
 def run(parts: Collection[str] = PARTS, extent: Extent = FULL, out: Path | None = None) -> list[Path]:
@@ -54,6 +68,8 @@ def run(parts: Collection[str] = PARTS, extent: Extent = FULL, out: Path | None 
     measure = {
         "step": lambda: measure_step(extent.step_items, extent.items, extent.beams, extent.repeats),
         "wide": lambda: measure_wide(extent.items, extent.beams, extent.repeats),
+        "nodes": lambda: measure_nodes(extent.children, extent.vocabularies, extent.beams, extent.repeats),
+        "catalogues": lambda: measure_catalogues(extent.items, extent.titles, extent.beams, extent.repeats),
         "baselines": lambda: compare_baselines(extent.items, extent.beams, extent.repeats),
         "search": lambda: measure_search(extent.items, extent.beams),
         "build": lambda: measure_build(extent.build_items),

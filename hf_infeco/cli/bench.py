@@ -40,7 +40,9 @@ def innerq(
 
 
 @bench.command()
-def static(parts: Parts = "step,wide,baselines,search,build,validity", quick: Quick = False, out: Out = None) -> None:
+def static(
+    parts: Parts = "step,wide,nodes,catalogues,baselines,search,build,validity", quick: Quick = False, out: Out = None
+) -> None:
     """STATIC against transformers' own constraint and unconstrained search: time, memory and validity."""
     _measure("static", parts, quick, out)
 

@@ -265,8 +265,10 @@ def _sequences(output: Any) -> torch.Tensor:
 
 def _forced_token(scores: torch.Tensor) -> int | None:
     """The token that transformers' forcing processors left of the row `scores [1, V]`, with a score of 0."""
-    best, token = scores[0].max(0)
-    return int(token) if best == 0 and int((scores > float("-inf")).sum()) == 1 else None
+    if float("-inf") not in scores[0, :2].tolist():  # as nearly always; of two, one is if only one is left at all
+        return None
+    left = (scores > float("-inf")).nonzero()[:, 1]
+    return int(left[0]) if len(left) == 1 and scores[0, left[0]] == 0 else None
 
 
 def _check_match(index: StaticIndex, scores: torch.Tensor) -> None:

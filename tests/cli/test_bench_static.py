@@ -21,9 +21,11 @@ def test_quick_measures_every_part_and_the_tables_show_it(tmp_path):
     out = tmp_path / "static.json"
     assert run("--quick", "--out", out).stdout.splitlines()[-1] == f"wrote {out}"
     results = json.loads(out.read_text())
-    assert list(results) == ["step", "wide", "baselines", "search", "build", "validity"]
+    assert list(results) == ["step", "wide", "nodes", "catalogues", "baselines", "search", "build", "validity"]
     assert all({"device", "commit", "torch", "transformers"} <= set(part["where"]) for part in results.values())
     assert list(results["step"]["milliseconds_by_depth"]) == ["1000", "10000"]
+    assert list(results["nodes"]["times_one_fill"]) == ["512", "2048"]
+    assert results["catalogues"]["titles"]["items"] == 300 and results["catalogues"]["Zipf"]["length"] == 8
     assert {"sorted array", "dict"} <= set(results["baselines"]["times_ours_by_depth"])
     assert results["search"]["same_sequences"]
     assert results["build"]["peak_megabytes"] >= results["build"]["peak_megabytes_before"] > 0
