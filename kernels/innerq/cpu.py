@@ -397,7 +397,7 @@ def packed_attention(
         common.numpy(),
         key[0],
         value[0],
-        None if packed.value_unit is None else packed.value_unit.contiguous().flatten(0, 1).numpy(),
+        _units(packed.value_unit),
         (*key[1], *value[1]),
         tiles,
         sink,
@@ -422,6 +422,13 @@ def _sinks_of_rows(sinks: torch.Tensor | None, kv_heads: int, q_len: int, rows: 
         return None
     by_row = sinks.detach().float().view(kv_heads, -1).repeat_interleave(q_len, 1)
     return torch.nn.functional.pad(by_row, (0, rows - by_row.shape[1])).numpy()
+
+
+def _units(value_unit: torch.Tensor | None) -> np.ndarray | None:
+    """Units of the values as `[B * Hkv, tiles]`; None if they are 1, as nearly always, for the code that has none."""
+    if value_unit is None or bool((value_unit == 1).all()):
+        return None
+    return value_unit.contiguous().flatten(0, 1).numpy()
 
 
 def _flat(packed: Packed) -> tuple[tuple, tuple[int, int]]:
