@@ -55,7 +55,9 @@ def _random_tokens(model: Any, count: int) -> torch.Tensor:
         for name, token in config.to_dict().items():
             if name.endswith(("_token_id", "_token_index")):
                 special |= set(token if isinstance(token, list) else [token])
-    ordinary = torch.tensor([token for token in range(text.vocab_size) if token not in special], device="cpu")
+    ordinary = torch.tensor(
+        [token for token in range(text.vocab_size) if token not in special], dtype=torch.int64, device="cpu"
+    )
     rng = torch.Generator("cpu").manual_seed(0)
     count = max(1, min(count, room - NEW_TOKENS))
     chosen = torch.randint(len(ordinary), (1, count), generator=rng, device="cpu")

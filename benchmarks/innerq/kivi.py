@@ -142,7 +142,9 @@ def _attend(counter, query, key, value, ones, tiles, windows, parts, block, bits
         maximum[:], total[:], acc[:] = cpu.LOWEST, 0, 0
         if piece == pieces:
             for window_key, window_value in windows:
-                cpu._attend_window(query[pair], window_key[pair], window_value[pair], None, 0, maximum, total, acc)
+                cpu._attend_window(
+                    query[pair], window_key[pair], window_value[pair], None, 0, None, maximum, total, acc
+                )
         else:
             span = (tiles * piece // pieces, tiles * (piece + 1) // pieces)
             keys = (key[0][pair], key[1][pair], key[2][pair])
