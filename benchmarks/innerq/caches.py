@@ -35,7 +35,7 @@ class RoundTripLayer(DynamicLayer):
             older = slice(start, start + count)
             self.keys, self.values = self.keys.clone(), self.values.clone()  # this call attends what it was given
             self.keys[:, :, older], self.values[:, :, older] = (
-                lossy.to(self.dtype) for lossy in self.lose(self.keys[:, :, older], self.values[:, :, older])
+                lossy.to(self.keys.dtype) for lossy in self.lose(self.keys[:, :, older], self.values[:, :, older])
             )
             self.lost += count
         return attended

@@ -173,5 +173,5 @@ def attend(query: torch.Tensor, packed: Outer, windows: list[Pair], scale: float
     args = (rows.numpy(), key, value, ones, tiles, exact, parts, (0,) * block, (0,) * BITS)
     on_threads(_attend, args, pairs * tiles * GROUP // cpu.MIN_TOKENS)
     out = torch.empty(pairs, rows.shape[1], value_dim)
-    cpu._merge(parts, out.numpy())
+    cpu._merge(parts, None, out.numpy())
     return out[:, :num_rows].reshape(batch, heads, 1, value_dim).to(query.dtype)
