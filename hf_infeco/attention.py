@@ -75,6 +75,12 @@ class LayerPlan:
     packed_calls: int = 0
     unpacked_calls: int = 0
 
+    def count_dense(self, query: torch.Tensor, key: torch.Tensor) -> None:
+        """A prefill that S2O could not take counts as visited whole, so that the reported density tells."""
+        rows = query.shape[0] * query.shape[1]
+        pairs = rows * count_causal_pairs(query.shape[2], key.shape[2])
+        self.stats = self.stats + S2OStats(pairs, pairs, 0.0, rows * query.shape[2])
+
 
 def register() -> None:
     """
@@ -171,29 +177,37 @@ def infeco_attention(
     _refuse_unknown(module, kwargs)
     query, key, value = _to_one_dtype(query, key, value)
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     padding = _padding(attention_mask, query)
+    plan: LayerPlan | None = getattr(module, PLAN_ATTRIBUTE, None)
     is_plain = is_causal and dropout == 0 and kwargs.get("position_bias") is None
     is_plain = is_plain and (attention_mask is None or padding is not None)
 
-    if isinstance(key, KVHandle) and query.shape[2] <= MAX_PACKED_QUERIES:
-        view, plan = view_behind(key, value), _plan(module)
+    # A module without a plan is none of ours: cross-attention, whose queries and keys are no one sequence.
+    if plan is not None and isinstance(key, KVHandle) and query.shape[2] <= MAX_PACKED_QUERIES:
+        view = view_behind(key, value)
         if is_plain and isinstance(view, InnerQView):
             plan.packed_calls += 1
             with torch.autocast(query.device.type, enabled=False):  # sums stay in float32
-                out = view.attend(query, _scale(scaling, query), padding, s_aux, softcap)
+                out = view.attend(query, scale, padding, s_aux, softcap)
             return out.transpose(1, 2).contiguous(), None
         plan.unpacked_calls += 1
 
     key, value = (plain(tensor).to(query.dtype) for tensor in (key, value))
-    if is_plain and softcap is None and query.shape[2] > 1:
+    if plan is not None and is_causal and query.shape[2] > 1:
         starts = left_padding(padding)
-        if padding is None or starts is not None:
-            return _causal_prefill(module, query, key, value, scaling, starts, s_aux), None
-    if is_causal and query.shape[2] > 1:
-        _count_dense(module, query, key)
+        if is_plain and softcap is None and (padding is None or starts is not None):
+            # Training runs dense: skipped keys would bias gradients, and checkpointing must repeat the same forward.
+            config = None if module.training else plan.s2o
+            with torch.autocast(query.device.type, enabled=False):
+                out, stats = causal_attention(query, key, value, config, scale=scale, starts=starts, sinks=s_aux)
+            plan.stats = plan.stats + stats
+            return out.transpose(1, 2).contiguous(), None
+        plan.count_dense(query, key)
+        if attention_mask is None and query.shape[2] < key.shape[2]:
+            attention_mask = _full_mask(None, query.shape[2], key.shape[2], query.device)
 
-    is_offset = attention_mask is None and is_causal and 1 < query.shape[2] < key.shape[2]
-    if padding is not None or is_offset:
+    if padding is not None:
         attention_mask = _full_mask(padding, query.shape[2], key.shape[2], query.device)
     if s_aux is None and softcap is None:
         return sdpa_attention_forward(
@@ -204,7 +218,7 @@ def infeco_attention(
             f"{type(module).__name__} asks for dropout={dropout} or a position bias together with attention sinks or "
             "capped logits, which hf_infeco's attention does not implement. Call hf_infeco.unpatch(model)."
         )
-    out = _masked(query, key, value, attention_mask, _scale(scaling, query), s_aux, softcap, is_causal)
+    out = _masked(query, key, value, attention_mask, scale, s_aux, softcap, is_causal)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -234,10 +248,6 @@ def _padding(attention_mask: torch.Tensor | None, query: torch.Tensor) -> torch.
     return attention_mask[:, 0, 0].expand(query.shape[0], -1) if one_query else None
 
 
-def _scale(scaling: float | None, query: torch.Tensor) -> float:
-    return query.shape[-1] ** -0.5 if scaling is None else scaling
-
-
 def left_padding(padding: torch.Tensor | None) -> list[int] | None:
     """
     Index of each row's first token if `padding [B, kv_len]` hides a prefix of every row and nothing else; None if it
@@ -249,27 +259,6 @@ def left_padding(padding: torch.Tensor | None) -> list[int] | None:
     positions = torch.arange(padding.shape[1], device=padding.device)
     is_prefix = torch.equal(padding, positions >= starts[:, None])
     return starts.tolist() if is_prefix else None
-
-
-def _causal_prefill(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None,
-    starts: list[int] | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    """Plain causal attention, sparse where the plan says so; counts the pairs that were attended."""
-    plan = _plan(module)
-    # Training runs dense: skipped keys would bias gradients, and checkpointing must recompute the same forward.
-    config = None if module.training else plan.s2o
-    with torch.autocast(query.device.type, enabled=False):
-        out, stats = causal_attention(
-            query, key, value, config, scale=_scale(scaling, query), starts=starts, sinks=sinks
-        )
-    plan.stats = plan.stats + stats
-    return out.transpose(1, 2).contiguous()
 
 
 def _masked(
@@ -288,17 +277,6 @@ def _masked(
     if softcap is not None:
         return capped_attention(query, key, value, scale, softcap, mask, sinks)
     return masked_attention(query, key, value, scale, mask, sinks)
-
-
-def _count_dense(module: nn.Module, query: torch.Tensor, key: torch.Tensor) -> None:
-    """A prefill that S2O could not take counts as visited whole, so that the reported density tells."""
-    plan, rows = _plan(module), query.shape[0] * query.shape[1]
-    pairs = rows * count_causal_pairs(query.shape[2], key.shape[2])
-    plan.stats = plan.stats + S2OStats(pairs, pairs, 0.0, rows * query.shape[2])
-
-
-def _plan(module: nn.Module) -> LayerPlan:
-    return getattr(module, PLAN_ATTRIBUTE, None) or LayerPlan()
 
 
 def _full_mask(padding: torch.Tensor | None, q_len: int, kv_len: int, device: torch.device) -> torch.Tensor:

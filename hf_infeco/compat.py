@@ -108,15 +108,16 @@ def can_switch_attention(decoder: PreTrainedModel) -> bool:
     return decoder._can_set_attn_implementation()
 
 
+def self_attention(decoder: nn.Module) -> list[nn.Module]:
+    """All self-attention modules. A layer may have several, or none that says which layer it is of."""
+    named = ((type(module).__name__, module) for module in decoder.modules())
+    return [module for name, module in named if "Attention" in name and "CrossAttention" not in name]
+
+
 def attention_modules(decoder: nn.Module) -> dict[int, nn.Module]:
     """Self-attention modules by layer index."""
-    return {
-        module.layer_idx: module
-        for module in decoder.modules()
-        if "Attention" in type(module).__name__
-        and "CrossAttention" not in type(module).__name__
-        and isinstance(getattr(module, "layer_idx", None), int)
-    }
+    numbered = ((getattr(module, "layer_idx", None), module) for module in self_attention(decoder))
+    return {index: module for index, module in numbered if isinstance(index, int)}
 
 
 def layer_config(config: PreTrainedConfig, index: int) -> PreTrainedConfig:
@@ -182,10 +183,19 @@ def key_value_dims(
     return kv_heads, head_dim, head_dim
 
 
+class CrossAttentionLayer(DynamicLayer):
+    """The cache of a layer that attends to an image: plain, but it does not grow with the text."""
+
+
 def default_layers(config: PreTrainedConfig) -> list[Any]:
     """The cache layers that transformers would build for this config, one per decoder layer; none if it cannot."""
     config = text_config(config)
-    return DynamicCache(config=config).layers if hasattr(config, "num_hidden_layers") else []
+    if not hasattr(config, "num_hidden_layers"):
+        return []
+    layers = DynamicCache(config=config).layers
+    for index in getattr(config, "cross_attention_layers", None) or []:
+        layers[index] = CrossAttentionLayer()
+    return layers
 
 
 def is_full_attention_layer(layer: Any) -> bool:

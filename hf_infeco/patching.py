@@ -97,7 +97,7 @@ def unpatch(model: nn.Module) -> nn.Module:
     # An implementation that the user has chosen since is theirs to keep.
     if state.switches_attention and decoder.config._attn_implementation == ATTENTION_NAME:
         decoder.set_attn_implementation(state.original_attention)
-    for module in compat.attention_modules(decoder).values():
+    for module in compat.self_attention(decoder):
         vars(module).pop(PLAN_ATTRIBUTE, None)
     restore_cache(inner)
     return model
@@ -198,8 +198,9 @@ def _switch_attention(model: PreTrainedModel, config: InfecoConfig, found: Surve
             f"{type(decoder).__name__} ignored set_attn_implementation({ATTENTION_NAME!r}) and is unchanged. "
             f"Please report the model; its cache can be quantized by passing {compat.CACHE_NAME}=InnerQCache(config)."
         )
-    for index, module in compat.attention_modules(decoder).items():
-        setattr(module, PLAN_ATTRIBUTE, LayerPlan(s2o=config.s2o if index in found.sparse_layers else None))
+    for module in compat.self_attention(decoder):
+        is_sparse = getattr(module, "layer_idx", None) in found.sparse_layers
+        setattr(module, PLAN_ATTRIBUTE, LayerPlan(s2o=config.s2o if is_sparse else None))
 
 
 def _warn_about_nothing(model: PreTrainedModel) -> None:

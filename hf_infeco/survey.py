@@ -100,4 +100,6 @@ def _window(config: PreTrainedConfig, index: int, layer: Any) -> str | None:
 def _describe(layer: Any) -> str:
     if layer is None or type(layer).__name__ == "DummyLayer":
         return "no cache of its own"
+    if isinstance(layer, compat.CrossAttentionLayer):
+        return "cross-attention"
     return f"special cache layer {type(layer).__name__}"

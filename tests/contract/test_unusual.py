@@ -16,7 +16,7 @@ from hf_infeco import CACHE_NAME, InnerQCache, InnerQConfig
 from hf_infeco.kv import KVView
 
 from .behaviours import OnPackedCache, greedy, left_padding, two_turns
-from .families import UNUSUAL, build, prompt
+from .families import DEVICE, TINY, UNUSUAL, build, prompt
 from .settings import EXACT, LOSSY
 
 USES = {function.__name__: function for function in (greedy, left_padding, two_turns)}
@@ -145,6 +145,34 @@ def test_windows_that_cover_the_whole_context_gain_nothing_and_the_report_says_s
     report = hf_infeco.explain(build("llama"), innerq=InnerQConfig(recent=100_000))
     assert report.kv_bytes_per_token_after == report.kv_bytes_per_token_before
     assert "exact, because its windows cover the 512 tokens" in str(report)
+
+
+def test_cross_attention_is_left_alone_and_its_cache_stays_plain():
+    """Regression: without a mask it was taken for causal, and logits were off by 6.9."""
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    fields = {**TINY, "num_hidden_layers": 3, "hidden_size": 128, "rope_parameters": rope}
+    config = transformers.MllamaTextConfig(**fields, cross_attention_layers=[1])
+    torch.manual_seed(0)
+    model = transformers.MllamaForCausalLM(config).eval().to(DEVICE)
+    for name, parameter in model.named_parameters():
+        if name.endswith("_gate"):
+            torch.nn.init.constant_(parameter, 0.7)  # they start shut
+    image = torch.randn(2, 20, 128, device=DEVICE)
+
+    def logits():
+        with torch.no_grad():
+            first = model(prompt(2, 60), cross_attention_states=image, use_cache=True)
+            second = model(prompt(2, 3), use_cache=True, **{CACHE_NAME: first[CACHE_NAME]})
+        return torch.cat([first.logits, second.logits], 1), first[CACHE_NAME]
+
+    expected, _ = logits()
+    hf_infeco.patch(model, EXACT["all"])
+    torch.testing.assert_close(logits()[0], expected, rtol=1e-3, atol=1e-3)
+    hf_infeco.patch(model, s2o=False, innerq=PACKED)
+    _, cache = logits()
+    assert type(cache) is InnerQCache
+    assert [type(layer).__name__ for layer in cache.layers] == ["InnerQLayer", "CrossAttentionLayer", "InnerQLayer"]
+    assert "cross-attention" in str(hf_infeco.report(model))
 
 
 def test_unknown_arguments_of_a_custom_model_leave_its_attention_alone():
