@@ -173,7 +173,7 @@ class InnerQLayer(HandleLayer):
 
     def remove_last(self, num_tokens: int) -> None:
         self.num_tokens -= num_tokens
-        padding = self._padding
+        padding = self._padding = self._padding if self.num_tokens else None
         if padding is not None and self._store is not None and self.num_tokens <= padding.width:
             self._sink = padding.crop(self._sink, self.num_tokens)
         from_recent = min(num_tokens, self._recent[0].shape[2])
@@ -188,7 +188,7 @@ class InnerQLayer(HandleLayer):
             self._recent = _join(_drop_last(self._sink, num_tokens - from_recent - from_store), self._recent)
             self._sink = _drop_last(self._sink, self._sink[0].shape[2])
             self._store = None
-            self.set_left_padding(padding.starts if padding is not None and self.num_tokens else None)
+            self.set_left_padding(None if padding is None else padding.starts)
 
     def full_tensors(self) -> Pair:
         key, value = self._attended()

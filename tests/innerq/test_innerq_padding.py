@@ -168,9 +168,10 @@ def test_batch_operations_carry_the_beginnings_along():
 
 
 def test_a_reset_layer_knows_no_padding():
-    layer = filled()
-    layer.crop(-TOKENS)
-    assert layer._padding is None
+    for tokens in (20, TOKENS):
+        layer = filled(tokens)
+        layer.crop(-tokens)
+        assert layer._padding is None
     layer = filled()
     layer.reset()
     assert layer._padding is None
