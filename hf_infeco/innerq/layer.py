@@ -84,11 +84,14 @@ class InnerQLayer(HandleLayer):
         self._store: PackedStore | None = None
         self._recent = NOTHING
         self._padding: LeftPadding | None = None
+        self._is_written = False  # by `replace_tensors`: slots are no longer the positions that a mask speaks of
 
     @property
     def waits_for_padding(self) -> bool:
         """Whether `set_left_padding` still matters to a row."""
-        return self._store is None or (self._padding is not None and not self._padding.is_settled)
+        if self._store is None:
+            return not self._is_written
+        return self._padding is not None and not self._padding.is_settled
 
     def set_left_padding(self, starts: torch.Tensor | None) -> None:
         """
@@ -170,8 +173,8 @@ class InnerQLayer(HandleLayer):
 
     def remove_last(self, num_tokens: int) -> None:
         self.num_tokens -= num_tokens
-        padding = self._padding
-        if padding is not None and padding.order is not None and self.num_tokens < padding.order.shape[1]:
+        padding = self._padding = self._padding if self.num_tokens else None
+        if padding is not None and self._store is not None and self.num_tokens <= padding.width:
             self._sink = padding.crop(self._sink, self.num_tokens)
         from_recent = min(num_tokens, self._recent[0].shape[2])
         self._recent = _drop_last(self._recent, from_recent)
@@ -185,7 +188,7 @@ class InnerQLayer(HandleLayer):
             self._recent = _join(_drop_last(self._sink, num_tokens - from_recent - from_store), self._recent)
             self._sink = _drop_last(self._sink, self._sink[0].shape[2])
             self._store = None
-            self.set_left_padding(padding.starts if padding is not None and self.num_tokens else None)
+            self.set_left_padding(None if padding is None else padding.starts)
 
     def full_tensors(self) -> Pair:
         key, value = self._attended()
@@ -195,7 +198,7 @@ class InnerQLayer(HandleLayer):
         """They are exact tokens like those of a first call, and are packed with a later one."""
         self.reset()
         self.lazy_initialization(key, value)
-        self._recent, self.num_tokens = (key, value), key.shape[2]
+        self._recent, self.num_tokens, self._is_written = (key, value), key.shape[2], True
 
     def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if self._padding is not None:

@@ -30,11 +30,12 @@ class LeftPadding:
         order (`torch.Tensor` of int64, `[B, n]`, *optional*): positions of the tokens in the first slots; in the slots
             behind them the position is the slot. None means that it is everywhere.
         is_settled (`bool`): whether all rows are.
+        width (`int`): no sink of a settled row is a position from here on.
     """
 
     def __init__(self, sinks: int, starts: torch.Tensor, shift: torch.Tensor | None = None):
         self.sinks, self.starts = sinks, starts
-        self.shift, self.is_settled = torch.full_like(starts, -1), False
+        self.shift, self.is_settled, self.width = torch.full_like(starts, -1), False, 0
         self.order: torch.Tensor | None = None
         if shift is not None:
             self._set_shift(shift)
@@ -43,10 +44,11 @@ class LeftPadding:
         """Waits for the device; called when rows are settled or cropped, not at every step."""
         self.shift, self.is_settled = shift, bool((shift >= 0).all())
         moved = shift.clamp(min=0)[:, None]
-        slot = torch.arange(int(moved.max()) + self.sinks, dtype=torch.int64, device=shift.device)[None]
+        self.width = int(moved.max()) + self.sinks
+        slot = torch.arange(self.width, dtype=torch.int64, device=shift.device)[None]
         order = torch.where(slot < self.sinks + moved, slot - self.sinks, slot)
         order = torch.where(slot < self.sinks, slot + moved, order)
-        self.order = order if 0 < self.sinks < slot.shape[1] else None
+        self.order = order if 0 < self.sinks < self.width else None
 
     def update(self, starts: torch.Tensor) -> None:
         """Takes over where rows begin that are not settled: a first chunk may have held nothing but their padding."""
@@ -67,7 +69,8 @@ class LeftPadding:
         rows = (self.shift < 0) & (self.starts < end)
         latest = first + exact[0].shape[2] - self.sinks  # in rows with fewer tokens than sinks some stay padding
         self._set_shift(torch.where(rows, self.starts.clamp(max=latest), self.shift))
-        at = self.shift[:, None] - first + torch.arange(self.sinks, dtype=torch.int64, device=rows.device)
+        position = self.shift[:, None] + torch.arange(self.sinks, dtype=torch.int64, device=rows.device)
+        at = torch.where(position < self.starts[:, None], -1, position - first)
         found, chosen = _gather(exact, at), rows[:, None, None, None]
         return (torch.where(chosen, found[0], sink[0]), torch.where(chosen, found[1], sink[1])), rows
 
@@ -77,11 +80,14 @@ class LeftPadding:
         return slot >= torch.where(self.shift < 0, self.starts, self.shift + self.sinks)[:, None]
 
     def crop(self, sink: Pair, num_tokens: int) -> Pair:
-        """The sinks moved so that none is a position from `num_tokens` on; padding takes the slots that get free."""
+        """
+        The sinks moved so that none is a position from `num_tokens` on; padding takes the slots that get free. A row
+        of which nothing but padding is left is not settled any more.
+        """
         before = self.shift.clamp(min=0)
         after = before.clamp(max=max(num_tokens - self.sinks, 0))
         at = torch.arange(self.sinks, dtype=torch.int64, device=before.device) - (before - after)[:, None]
-        self._set_shift(torch.where(self.shift < 0, self.shift, after))
+        self._set_shift(torch.where((self.shift < 0) | (self.starts >= num_tokens), -1, after))
         return _gather(sink, at)
 
     def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:

@@ -130,6 +130,29 @@ def test_crop_forgets_the_newest_tokens_of_every_row(left):
         torch.testing.assert_close(layer.values[row, :, later:], given, rtol=0, atol=1)
 
 
+@pytest.mark.parametrize("sink", [0, 32])
+def test_a_row_cropped_back_into_its_padding_is_settled_anew(sink):
+    """A short recent window: the row was settled when it had fewer real tokens than there are sinks."""
+    layer, starts = InnerQLayer(InnerQConfig(sink=sink, recent=0)), torch.tensor([90, 0])
+
+    def add(tokens: int, seed: int) -> list[torch.Tensor]:
+        total = layer.num_tokens + tokens
+        real = torch.arange(total - tokens, total) >= starts[:, None]
+        new = [tensor.where(real[:, None, :, None], float("nan")) for tensor in states(tokens, batch=2, seed=seed)]
+        layer.set_left_padding(left_padding(torch.arange(total) >= starts[:, None]))
+        layer.update(*new)
+        return new
+
+    add(101, seed=0)
+    assert layer._padding.is_settled and torch.isfinite(layer.keys[:, :, 90:]).all()
+    layer.crop(-66)
+    key, value = add(203, seed=1)
+    for held, given in ((layer.keys, key), (layer.values, value)):
+        assert torch.equal(held[0, :, 90 : 90 + sink], given[0, :, 55 : 55 + sink])
+        torch.testing.assert_close(held[0, :, 90:], given[0, :, 55:], rtol=0, atol=1.2)
+        torch.testing.assert_close(held[1, :, 35:], given[1], rtol=0, atol=1.2)
+
+
 def test_batch_operations_carry_the_beginnings_along():
     layer = filled()
     order = torch.tensor([6, 2, 0, 4, 4])
@@ -145,9 +168,10 @@ def test_batch_operations_carry_the_beginnings_along():
 
 
 def test_a_reset_layer_knows_no_padding():
-    layer = filled()
-    layer.crop(-TOKENS)
-    assert layer._padding is None
+    for tokens in (20, TOKENS):
+        layer = filled(tokens)
+        layer.crop(-tokens)
+        assert layer._padding is None
     layer = filled()
     layer.reset()
     assert layer._padding is None

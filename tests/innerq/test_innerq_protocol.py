@@ -37,6 +37,21 @@ def test_a_compressor_may_write_keys_and_values(tokens):
     assert torch.equal(layer.keys[:, :, :SINK], key[:, :, :SINK]) and layer.keys.shape[2] == 415
 
 
+def test_a_mask_of_other_positions_hides_nothing_that_was_written():
+    config = LlamaConfig(num_hidden_layers=1, hidden_size=128, num_attention_heads=2)
+    cache = InnerQCache(config, CONFIG)
+    mask = torch.ones(2, 300)
+    mask[1, :70] = 0
+    cache.set_left_padding(mask)
+    cache.update(*states(300), 0)
+    layer = cache.layers[0]
+    key, value = (tensor[:, :, 80:280] for tensor in (layer.keys, layer.values))  # what a compressor keeps
+    layer.keys, layer.values = key, value
+    cache.set_left_padding(torch.cat([mask, torch.ones(2, 1)], 1))
+    cache.update(*states(1, seed=1), 0)
+    torch.testing.assert_close(layer.keys[:, :, :200], key, rtol=0, atol=0.9)
+
+
 def test_an_empty_layer_may_be_written_too():
     layer = InnerQLayer(CONFIG)
     key, value = states(20)
