@@ -28,9 +28,6 @@ LLAMA_8B: dict[str, Any] = dict(
     max_position_embeddings=131_072,
 )
 
-# Flags of /proc/cpuinfo, the best first.
-VECTOR_UNITS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve2", "sve", "asimd")
-
 
 def check_parts(parts: Collection[str], known: Collection[str]) -> None:
     """Raises a ValueError that names those of `parts` that are not `known`."""
@@ -96,24 +93,15 @@ def rounded(value: Any) -> Any:
 
 def where(device: str) -> dict[str, Any]:
     """Date, device, commit and versions of a measurement."""
-    cpu = f"{processor()}, {torch.get_num_threads()} threads"
+    cpu = platform.processor() or platform.machine()
     return {
         "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"CPU {cpu}, {torch.get_num_threads()} threads",
         "commit": _commit(),
         **{name: version(name) for name in ("hf_infeco", "torch", "transformers")},
     }
-
-
-def processor() -> str:
-    """Model of the processor and its widest vector units, as Linux names them; elsewhere what Python knows of it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    flags = told.get("flags", told.get("Features", "")).split()
-    units = next((unit for unit in VECTOR_UNITS if unit in flags), None)
-    model = told.get("model name") or platform.processor() or platform.machine()
-    return f"{model} with {units}" if units else model
 
 
 def _commit() -> str | None:
