@@ -40,6 +40,7 @@ def rewrite(folder, change_tensors=lambda tensors: None, **change_header):
 def test_an_index_survives_saving(index, tmp_path):
     index.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [COPY, TENSORS]
+    assert (tmp_path / TENSORS).stat().st_mode == (tmp_path / COPY).stat().st_mode, "others may read both"
     loaded = StaticIndex.from_pretrained(tmp_path)
     assert loaded.describe() == index.describe() and loaded.trie.widths == index.trie.widths
     assert all(loaded.items(rank) == index.items(rank) for rank in range(index.num_sequences))
