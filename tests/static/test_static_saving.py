@@ -103,6 +103,15 @@ def test_readers_find_one_index_or_the_other_while_it_is_replaced(tmp_path):
     assert found <= {wide.fingerprint, narrow.fingerprint} and found
 
 
+def test_an_index_may_replace_the_files_that_it_is_mapped_from(index, tmp_path):
+    index.save_pretrained(tmp_path)
+    loaded = StaticIndex.from_pretrained(tmp_path)
+    fewer = loaded.without(["item 4"])
+    fewer.save_pretrained(tmp_path)
+    assert not find_faults(loaded, index.fingerprint) and not find_faults(fewer, fewer.fingerprint)
+    assert StaticIndex.from_pretrained(tmp_path).fingerprint == fewer.fingerprint != loaded.fingerprint
+
+
 def test_a_save_that_fails_leaves_the_old_index(index, tmp_path, monkeypatch):
     index.save_pretrained(tmp_path)
 
