@@ -17,7 +17,7 @@ from .priors import LogPriors, require_priors_of
 from .sequences import as_tokens
 
 logger = logging.get_logger(__name__)
-SURPLUS = -1e8  # scores of a beam that stands for none: transformers' beams start with -1e9, but the first
+SURPLUS = -1e7  # transformers starts beams that stand for none with -1e9, and may divide by their length
 
 
 class StaticLogitsProcessor(LogitsProcessor):

@@ -7,6 +7,7 @@ a whole file, and files of two indexes are told by what they say.
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Self
@@ -50,6 +51,9 @@ class Saved(PushToHubMixin):
         with tempfile.TemporaryDirectory(dir=save_directory, prefix=".saving-") as unfinished:
             save_file(there, os.path.join(unfinished, TENSORS_NAME), metadata={HEADER: about})
             Path(unfinished, JSON_NAME).write_text(about + "\n", encoding="utf-8")
+            shutil.copymode(
+                *(os.path.join(unfinished, name) for name in (JSON_NAME, TENSORS_NAME))
+            )  # safetensors lets nobody else read
             for name in (TENSORS_NAME, JSON_NAME):
                 os.replace(os.path.join(unfinished, name), os.path.join(save_directory, name))
         if push_to_hub:

@@ -106,7 +106,8 @@ class VLLMProcessor(LogitsProcessor):
         rows = [[0] * (width - len(output)) + output for output in outputs]
         tokens = torch.tensor(rows, dtype=torch.int64, device=self.device).view(len(slots), width)
         start = torch.tensor([width - len(output) for output in outputs], dtype=torch.int64, device=self.device)
-        end_tokens = torch.tensor(ends, dtype=torch.int64, device=self.device)
+        known = [token for token in ends if 0 <= token < index.vocab_size]  # a request may stop at any number
+        end_tokens = torch.tensor(known, dtype=torch.int64, device=self.device)
         places = torch.tensor(slots, dtype=torch.int64, device=self.device)
         kernels = choose("static_constrain", self.device).module
         logits[places] = kernels.constrain(index.trie, tokens, start, logits[places], end_tokens, False)[0]

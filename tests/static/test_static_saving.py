@@ -40,6 +40,7 @@ def rewrite(folder, change_tensors=lambda tensors: None, **change_header):
 def test_an_index_survives_saving(index, tmp_path):
     index.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [COPY, TENSORS]
+    assert (tmp_path / TENSORS).stat().st_mode == (tmp_path / COPY).stat().st_mode, "others may read both"
     loaded = StaticIndex.from_pretrained(tmp_path)
     assert loaded.describe() == index.describe() and loaded.trie.widths == index.trie.widths
     assert all(loaded.items(rank) == index.items(rank) for rank in range(index.num_sequences))
@@ -100,6 +101,15 @@ def test_readers_find_one_index_or_the_other_while_it_is_replaced(tmp_path):
         tokens[0, 1] = 1
         StaticLogitsProcessor(loaded, prompt_length=1)(tokens, scores)
     assert found <= {wide.fingerprint, narrow.fingerprint} and found
+
+
+def test_an_index_may_replace_the_files_that_it_is_mapped_from(index, tmp_path):
+    index.save_pretrained(tmp_path)
+    loaded = StaticIndex.from_pretrained(tmp_path)
+    fewer = loaded.without(["item 4"])
+    fewer.save_pretrained(tmp_path)
+    assert not find_faults(loaded, index.fingerprint) and not find_faults(fewer, fewer.fingerprint)
+    assert StaticIndex.from_pretrained(tmp_path).fingerprint == fewer.fingerprint != loaded.fingerprint
 
 
 def test_a_save_that_fails_leaves_the_old_index(index, tmp_path, monkeypatch):

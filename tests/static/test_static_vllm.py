@@ -59,9 +59,14 @@ def test_it_has_the_methods_that_vllm_calls(processor):
 def test_requests_stay_in_the_index_that_they_ask_for_wherever_they_are_moved(processor, shop):
     saved = processor.loaded["saved"]
     outputs = {name: [] for name in "abcd"}
-    of = {"a": (shop, (EOS,)), "b": (saved, (EOS,)), "c": None, "d": (shop, (EOS, 60))}
+    of = {
+        "a": (shop, (EOS,)),
+        "b": (saved, (EOS,)),
+        "c": None,
+        "d": (shop, (EOS, 60)),
+    }  # and stops at no token of ours
     added = [(0, params("shop"), [1, 2], outputs["a"]), (1, params("saved"), None, outputs["b"])]
-    added += [(2, params(), [1], outputs["c"]), (3, params("shop", (EOS, 60)), [1], outputs["d"])]
+    added += [(2, params(), [1], outputs["c"]), (3, params("shop", (EOS, 60, 10**6)), [1], outputs["d"])]
     steps = [
         (update(added=added), "abcd"),
         (None, "abcd"),
