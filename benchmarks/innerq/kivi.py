@@ -142,7 +142,9 @@ def _attend(counter, query, key, value, ones, tiles, windows, parts, block, bits
         maximum[:], total[:], acc[:] = cpu.LOWEST, 0, 0
         if piece == pieces:
             for window_key, window_value in windows:
-                cpu._attend_window(query[pair], window_key[pair], window_value[pair], None, 0, maximum, total, acc)
+                cpu._attend_window(
+                    query[pair], window_key[pair], window_value[pair], None, 0, None, maximum, total, acc
+                )
         else:
             span = (tiles * piece // pieces, tiles * (piece + 1) // pieces)
             keys = (key[0][pair], key[1][pair], key[2][pair])
@@ -171,5 +173,5 @@ def attend(query: torch.Tensor, packed: Outer, windows: list[Pair], scale: float
     args = (rows.numpy(), key, value, ones, tiles, exact, parts, (0,) * block, (0,) * BITS)
     on_threads(_attend, args, pairs * tiles * GROUP // cpu.MIN_TOKENS)
     out = torch.empty(pairs, rows.shape[1], value_dim)
-    cpu._merge(parts, out.numpy())
+    cpu._merge(parts, None, out.numpy())
     return out[:, :num_rows].reshape(batch, heads, 1, value_dim).to(query.dtype)
