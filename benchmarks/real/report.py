@@ -23,15 +23,24 @@ def readme_block(results: dict) -> str:
     """What S2O and InnerQ cost the real model, in one table."""
     text, lookup = (results[part]["entries"] for part in ("text", "lookup"))
     lengths = _distinct(text, "tokens")
-    asked = [cell for cell in _distinct(lookup, "task", "tokens") if cell[0] == "passkey"]
+    shortest = min(entry["tokens"] for entry in lookup)
+    asked = [cell for cell in _distinct(lookup, "task", "tokens") if cell[1] == shortest]  # of these there are most
     scores = {(entry["way"], entry["tokens"]): entry for entry in text}
     found = {(entry["way"], entry["task"], entry["tokens"]): entry for entry in lookup}
     rows = [
-        [way, *(_change(scores[way, tokens]) for tokens in lengths)]
+        [
+            way,
+            *(
+                _change(scores[way, at]) if way != "dense" else f"{scores[way, at]['perplexity']:.2f}"
+                for at in lengths
+            ),
+        ]
         + [_of("correct", found[way, *cell]) for cell in asked]
         for way in SHORT
     ]
-    header = [f"perplexity, {tokens:,} tokens" for tokens in lengths] + [f"passkeys, {at:,}" for _, at in asked]
+    header = [f"perplexity, {tokens:,} tokens" for tokens in lengths] + [
+        f"{task}, {at:,} tokens" for task, at in asked
+    ]
     return f"{markdown_table(['', *header], rows)}\n\n{_note(results['text']['where'])}"
 
 
@@ -42,10 +51,13 @@ def text_table(entries: Entries) -> str:
     rows = []
     for way in _distinct(entries, "way"):
         cells = [found[way, tokens] for tokens in lengths]
-        shown = [f"{cell['perplexity']:.3f} ({_change(cell)}), KL {cell['kl']:.4f}" for cell in cells]
+        shown = [
+            f"{cell['perplexity']:.3f}" + (f" ({_change(cell)}), KL {cell['kl']:.4f}" if way != "dense" else "")
+            for cell in cells
+        ]
         rows.append([way, f"{cells[-1]['bits']:g}", f"{cells[-1]['of_dense_bytes']:.3f}x", *shown])
-    header = ["bits", f"bytes, {lengths[-1]:,} tokens", *(f"{tokens:,} tokens" for tokens in lengths)]
-    return markdown_table(["way", *header], rows)
+    header = [f"{tokens:,} tokens, {found['dense', tokens]['scored']:,} scored" for tokens in lengths]
+    return markdown_table(["way", "bits", f"bytes, {lengths[-1]:,} tokens", *header], rows)
 
 
 def lookup_table(entries: Entries) -> str:
@@ -108,7 +120,7 @@ def caches_table(text: Entries, lookup: Entries) -> str:
     """A row per cache, by bits: divergence and perplexity of text behind it, and passkeys found in it."""
     found = {entry["way"]: entry for entry in lookup}
     rows = [
-        [entry["way"], f"{entry['bits']:g}", f"{entry['kl']:.4f}", _change(entry)]
+        [entry["way"], f"{entry['bits']:g}", f"{entry['kl']:.4f}", _change(entry) if entry["kl"] else ""]
         + [f"{_of('correct', found[entry['way']])} ({found[entry['way']]['right_in_both']})"]
         for entry in sorted(text, key=lambda entry: -entry["bits"])
     ]
@@ -143,7 +155,7 @@ def _distinct(entries: Entries, *keys: str) -> list:
 
 
 def _change(entry: dict) -> str:
-    return f"{100 * entry['over_dense']:+.2f} % ± {100 * entry['error']:.2f}" if entry["kl"] else "as it is"
+    return f"{100 * entry['over_dense']:+.2f} % ± {100 * entry['error']:.2f}"
 
 
 def _of(key: str, entry: dict) -> str:
