@@ -301,10 +301,10 @@ def test_a_model_with_heads_of_80_channels_generates_the_same_packed_and_dequant
     model = PhiForCausalLM(config).eval()
     ids = torch.randint(3, 97, (2, 300), generator=torch.Generator().manual_seed(0))
     settings = dict(max_new_tokens=20, do_sample=False, return_dict_in_generate=True, output_logits=True)
-    expected = torch.stack(model.generate(ids, past_key_values=InnerQCache(config, CONFIG), **settings).logits)
+    expected = torch.stack(model.generate(ids, **{CACHE_NAME: InnerQCache(config, CONFIG)}, **settings).logits)
     hf_infeco.patch(model, s2o=False, innerq=CONFIG)
     got = model.generate(ids, **settings)
-    assert isinstance(got.past_key_values, InnerQCache) and hf_infeco.report(model).status("innerq") == {"enabled"}
+    assert isinstance(got[CACHE_NAME], InnerQCache) and hf_infeco.report(model).status("innerq") == {"enabled"}
     torch.testing.assert_close(torch.stack(got.logits), expected, rtol=1e-3, atol=2e-3)
 
 

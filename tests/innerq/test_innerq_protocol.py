@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import hf_infeco
-from hf_infeco import InnerQCache, InnerQConfig
+from hf_infeco import CACHE_NAME, InnerQCache, InnerQConfig
 from hf_infeco.innerq.layer import InnerQLayer
 
 from .test_innerq_cache import CONFIG, RECENT, SINK, filled, states
@@ -89,10 +89,10 @@ def test_a_cache_outlives_an_inference_mode(inside_first, patched):
         for piece, mode in zip(ids.split([150, 70, 70], dim=1), inference, strict=True):
             with torch.inference_mode(mode), torch.no_grad():
                 steps = piece.split(1 if logits else 150, dim=1)
-                logits += [model(step, past_key_values=cache).logits for step in steps]
+                logits += [model(step, **{CACHE_NAME: cache}).logits for step in steps]
         cache.crop(-50)
         cache.reorder_cache(torch.tensor([1, 0]))
-        return torch.cat([*logits, model(ids[:, :5], past_key_values=cache).logits.detach()], 1)
+        return torch.cat([*logits, model(ids[:, :5], **{CACHE_NAME: cache}).logits.detach()], 1)
 
     expected = run(False, False, False)
     assert torch.equal(run(inside_first, not inside_first, inside_first), expected)
