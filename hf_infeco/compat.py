@@ -115,9 +115,14 @@ def self_attention(decoder: nn.Module) -> list[nn.Module]:
 
 
 def attention_modules(decoder: nn.Module) -> dict[int, nn.Module]:
-    """Self-attention modules by layer index."""
-    numbered = ((getattr(module, "layer_idx", None), module) for module in self_attention(decoder))
-    return {index: module for index, module in numbered if isinstance(index, int)}
+    """Self-attention modules by layer index. Hybrid layers may share one that has no index of its own (Zamba)."""
+    numbered = [(getattr(module, "layer_idx", None), module) for module in self_attention(decoder)]
+    modules = {index: module for index, module in numbered if isinstance(index, int) and index >= 0}
+    shared = [module for index, module in numbered if index in (None, -1)]
+    if shared:
+        types = getattr(decoder.config, "layer_types", None) or []
+        modules |= {index: shared[0] for index, kind in enumerate(types) if kind == "hybrid" and index not in modules}
+    return modules
 
 
 def layer_config(config: PreTrainedConfig, index: int) -> PreTrainedConfig:
@@ -149,6 +154,11 @@ def layer_type(config: PreTrainedConfig, index: int) -> str | None:
     """Such as "full_attention" or "sliding_attention"; None where the config does not tell layers apart."""
     types = getattr(text_config(config), "layer_types", None)
     return types[index] if types and index < len(types) else None
+
+
+def query_heads(config: PreTrainedConfig, index: int) -> int:
+    """Query heads of a layer."""
+    return getattr(layer_config(config, index), "num_attention_heads", 0)
 
 
 def window_of(config: PreTrainedConfig, index: int) -> int | None:

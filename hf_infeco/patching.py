@@ -198,8 +198,10 @@ def _switch_attention(model: PreTrainedModel, config: InfecoConfig, found: Surve
             f"{type(decoder).__name__} ignored set_attn_implementation({ATTENTION_NAME!r}) and is unchanged. "
             f"Please report the model; its cache can be quantized by passing {compat.CACHE_NAME}=InnerQCache(config)."
         )
+    modules = compat.attention_modules(decoder)
+    sparse = [modules[index] for index in found.sparse_layers]
     for module in compat.self_attention(decoder):
-        is_sparse = getattr(module, "layer_idx", None) in found.sparse_layers
+        is_sparse = any(module is each for each in sparse)
         setattr(module, PLAN_ATTRIBUTE, LayerPlan(s2o=config.s2o if is_sparse else None))
 
 

@@ -1,5 +1,6 @@
 """The report of a model: what its survey promises, and where it has run, what it really did."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from importlib.metadata import version
@@ -80,7 +81,7 @@ def _measured_crossover(
 ) -> Crossover | None:
     """What S2O has measured for heads like this layer's, if it has."""
     kv_heads, key_dim, value_dim = compat.key_value_dims(model.config, index, module)
-    heads = (compat.layer_config(model.config, index).num_attention_heads, kv_heads)
+    heads = (compat.query_heads(model.config, index), kv_heads)
     has_sinks = getattr(module, "sinks", None) is not None
     return known(s2o, _device(model), model.dtype, heads, (key_dim, value_dim), has_sinks)
 
@@ -94,24 +95,28 @@ def _innerq_lines(model: PreTrainedModel, config: InfecoConfig, found: Survey) -
         bits = f"exact, because its windows cover the {limit} tokens that the model takes"
     plans, modules = _plans(model), compat.attention_modules(compat.decoder_of(model))
     cache = last_cache(model)
+    decode, dequantize = _backend("innerq_decode", model), _backend("innerq_dequantize", model)
+    # torch's own threads spin after each of its operations, on the cores that ours want (docs/innerq.md).
+    waits = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    spins = decode == "cpu" and torch.get_num_threads() > 1 and not waits
+    spinning = "; faster with OMP_WAIT_POLICY=passive set before Python starts" if spins else ""
 
     def line(index: int) -> tuple[Status, str, str]:
         if cache is not None and cache != InnerQCache.__name__:
             return "fallback", f"the last forward ran on a {cache}, which is not packed", "torch"
         # Storage works under any attention; only the gain in speed needs ours.
+        code, name = attention_code(modules[index]), type(modules[index]).__name__
         reason = found.attention_refusal
-        if attention_code(modules[index]).alters_cache:
-            reason = reason or f"{type(modules[index]).__name__} rearranges what the cache returns"
+        if code.alters_cache:
+            reason = reason or f"{name} rearranges what the cache returns"
+        if "position_bias" in code.arguments:
+            reason = reason or f"{name} adds a position bias to its logits"
         plan = plans.get(index)
         if plan is not None and plan.unpacked_calls and not plan.packed_calls:
             reason = reason or "its decode steps so far asked for more than a causal or padding mask"
         if reason:
-            return (
-                "fallback",
-                f"{bits}, dequantized at each step because {reason}",
-                _backend("innerq_dequantize", model),
-            )
-        return "enabled", f"{bits}, attended packed", _backend("innerq_decode", model)
+            return "fallback", f"{bits}, dequantized at each step because {reason}", dequantize
+        return "enabled", f"{bits}, attended packed{spinning}", decode
 
     return _lines("innerq", found, line)
 
@@ -191,12 +196,14 @@ def _plans(model: PreTrainedModel) -> dict[int, LayerPlan]:
 
 
 def _density(model: PreTrainedModel) -> S2OReport:
+    """Density by layer; that of layers which share one module stands at the first of them."""
+    first = {id(plan): index for index, plan in reversed(_plans(model).items())}
     return S2OReport.of(
         {
             index: LayerDensity(
                 int(plan.stats.visited_pairs), plan.stats.causal_pairs, float(plan.stats.missed_mass), plan.stats.rows
             )
             for index, plan in _plans(model).items()
-            if plan.s2o is not None
+            if plan.s2o is not None and first[id(plan)] == index
         }
     )

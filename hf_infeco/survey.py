@@ -43,14 +43,12 @@ def survey(model: PreTrainedModel, refusal: str | None = None) -> Survey:
         cache_refusal = cache_refusal or f"{type(model).__name__} makes a cache of its own"
     attention_refusal = model_refusal or refusal or _attention_refusal(model, decoder)
     refusals: dict[str, dict[int, str]] = {"s2o": {}, "innerq": {}}
-    cap = compat.config_value(model.config, "attn_logit_softcapping")
-    capped = f"its logits are capped at {cap}, and S2O judges keys by logits that are not" if cap else None
     num_layers = max(len(layers), *(index + 1 for index in modules), 0) if modules else len(layers)
     for index in range(num_layers):
         layer = layers[index] if index < len(layers) else None
         missing = None if index in modules else "no self-attention module"
         window = _window(model.config, index, layer)
-        if reason := attention_refusal or missing or window or capped:
+        if reason := attention_refusal or missing or window or _other_logits(model.config, modules[index]):
             refusals["s2o"][index] = reason
         special = None if compat.is_full_attention_layer(layer) else window or _describe(layer)
         if reason := cache_refusal or special or missing:
@@ -95,6 +93,15 @@ def _window(config: PreTrainedConfig, index: int, layer: Any) -> str | None:
         return None
     size = window or compat.window_of(config, index)
     return f"attention within a window or chunk of {size} tokens" if size else "attention within a window"
+
+
+def _other_logits(config: PreTrainedConfig, module: nn.Module) -> str | None:
+    """Why S2O, which judges keys by the product with the query alone, would judge them wrongly here."""
+    if cap := compat.config_value(config, "attn_logit_softcapping"):
+        return f"its logits are capped at {cap}, and S2O judges keys by logits that are not"
+    if "position_bias" in attention_code(module).arguments:
+        return "a position bias is added to its logits, and S2O judges keys by logits without"
+    return None
 
 
 def _describe(layer: Any) -> str:

@@ -37,12 +37,14 @@ class Family:
         config (`str`): config class; the causal LM is the one that transformers maps to it.
         changes (`dict`): fields that differ from `TINY`; a value of None drops the field.
         s2o, innerq (`set[str]`): promised statuses of the report's lines.
+        attention (`str`): the implementation to compare with.
     """
 
     config: str
     changes: dict
     s2o: frozenset[str] = frozenset({"enabled"})
     innerq: frozenset[str] = frozenset({"enabled"})
+    attention: str | None = None
 
 
 def promise(*statuses: str) -> frozenset[str]:
@@ -65,6 +67,7 @@ FAMILIES = {
         dict(sliding_window=WINDOW, query_pre_attn_scalar=32, attn_logit_softcapping=20.0),
         s2o=NOTHING,
         innerq=MIXED,
+        attention="eager",  # before 5.18 or so, transformers' sdpa leaves the cap out without a word
     ),
     "gemma3": Family(
         "Gemma3TextConfig",
@@ -178,6 +181,13 @@ UNUSUAL = {
         s2o=MIXED,
         innerq=MIXED,
     ),
+    "zamba2": Family(  # layers that share one attention module
+        "Zamba2Config",
+        dict(num_hidden_layers=3, layers_block_type=["mamba", "hybrid", "mamba"], mamba_d_state=16, mamba_ngroups=1)
+        | dict(n_mamba_heads=4, mamba_headdim=32, chunk_size=16, num_mem_blocks=1, num_key_value_heads=4),
+        s2o=MIXED,
+        innerq=NOTHING,
+    ),
     "phi": Family("PhiConfig", dict(hidden_size=320, head_dim=None, num_key_value_heads=4)),  # head_dim 80
     "gpt2": Family("GPT2Config", dict(head_dim=None, hidden_size=128)),
 }
@@ -199,7 +209,9 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
     fields["eos_token_id"] = None
     config = getattr(transformers, family.config)(**fields)
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().to(DEVICE)
+    implementation = {} if family.attention is None else {"attn_implementation": family.attention}
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **implementation)
+    model = model.eval().to(DEVICE)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     return model

@@ -142,7 +142,8 @@ def mamba():
 
 
 @pytest.mark.parametrize(
-    "make, reason", [(t5, "encoder-decoder"), (bert, "not causal"), (mamba, "none of its layers|no attention module")]
+    "make, reason",
+    [(t5, "encoder-decoder"), (bert, "not causal"), (mamba, "none of its layers|no self-attention module")],
 )
 def test_a_model_that_nothing_is_for_is_left_alone_with_a_reason(make, reason):
     model = make().eval()

@@ -5,14 +5,16 @@ import gc
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from transformers import AutoConfig, DynamicCache
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 import hf_infeco
-from hf_infeco import CACHE_NAME, InnerQCache, InnerQConfig
+from hf_infeco import CACHE_NAME, InnerQCache, InnerQConfig, compat
 from hf_infeco.kv import KVView
 
 from .behaviours import OnPackedCache, greedy, left_padding, two_turns
@@ -20,6 +22,7 @@ from .families import DEVICE, TINY, UNUSUAL, build, prompt
 from .settings import EXACT, LOSSY
 
 USES = {function.__name__: function for function in (greedy, left_padding, two_turns)}
+MODELS_AS_PROMISED = Version("5.23.0")  # the code of some models was another before
 PACKED = LOSSY["innerq"].innerq
 ALL_TYPES = sorted({**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES})
 
@@ -28,7 +31,10 @@ ALL_TYPES = sorted({**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_IMAGE_TEXT_
 @pytest.mark.parametrize("family", UNUSUAL)
 def test_patched_in_the_exact_setting_equals_unpatched(family, use):
     model = build(family)
-    expected = USES[use](model)
+    try:
+        expected = USES[use](model)
+    except RuntimeError as error:
+        pytest.skip(f"this transformers cannot do it, unpatched: {error}")
     hf_infeco.patch(model, EXACT["all"])
     got = USES[use](model)
     assert torch.equal(got[0], expected[0])
@@ -52,8 +58,9 @@ def test_attending_packed_equals_dequantizing_first(family, use):
 def test_the_report_says_before_the_first_run_what_it_says_after(family):
     model = build(family)
     planned = hf_infeco.explain(model)
-    assert planned.status("s2o") == UNUSUAL[family].s2o
-    assert planned.status("innerq") == UNUSUAL[family].innerq
+    if compat.INSTALLED >= MODELS_AS_PROMISED:
+        assert planned.status("s2o") == UNUSUAL[family].s2o
+        assert planned.status("innerq") == UNUSUAL[family].innerq
     greedy(hf_infeco.patch(model))
     assert hf_infeco.report(model).areas == planned.areas
 
@@ -151,7 +158,7 @@ def test_cross_attention_is_left_alone_and_its_cache_stays_plain():
     """Regression: without a mask it was taken for causal, and logits were off by 6.9."""
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
     fields = {**TINY, "num_hidden_layers": 3, "hidden_size": 128, "rope_parameters": rope}
-    config = transformers.MllamaTextConfig(**fields, cross_attention_layers=[1])
+    config = MllamaTextConfig(**fields, cross_attention_layers=[1])
     torch.manual_seed(0)
     model = transformers.MllamaForCausalLM(config).eval().to(DEVICE)
     for name, parameter in model.named_parameters():
