@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from .structure import find_misfits
 TENSORS_NAME = "static_index.safetensors"
 JSON_NAME = "static_index.json"
 HEADER = "static_index"  # its entry in the metadata of the tensors' file
+ATTEMPTS, PAUSE = 10, 0.005  # to read files that somebody is just replacing, and the seconds in between
 FORMAT_VERSION = 2  # raised when the files change their meaning, so that an older library can say so
 
 
@@ -77,7 +79,6 @@ class Saved(PushToHubMixin):
         """
         path = _locate(path_or_repo, hub_kwargs)
         about, tensors = _read(path)
-        _compare_with_copy(path, about)
         trie = Trie(*(tensors.get(name) for name in Trie._fields[:-1]), tuple(about["widths"]))
         ids = None
         if "item_begin" in tensors:
@@ -90,12 +91,34 @@ class Saved(PushToHubMixin):
 
 
 def _read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What a file says about its index, and its tensors."""
+    """What a file says about its index, and its tensors; tried again if the files were replaced meanwhile."""
+    fault: ValueError | None = None
+    for _ in range(ATTEMPTS):
+        before = _stamp(path)
+        try:
+            about, tensors = _read_once(path)
+            _compare_with_copy(path, about)
+            # safetensors opens the file by its name twice, for what it says and for its tensors.
+            if _stamp(path) == before:
+                return about, tensors
+        except ValueError as error:
+            fault = error
+        time.sleep(PAUSE)
+    raise fault or ValueError(f"{path} is replaced again and again; load it when it is whole.")
+
+
+def _stamp(path: str) -> tuple[int, int, int]:
+    """Tells a file from the one that replaced it."""
+    about = os.stat(path)
+    return about.st_ino, about.st_mtime_ns, about.st_size
+
+
+def _read_once(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path} is cut off, or no safetensors file ({error}); save the index again.") from error
     about = {"format_version": 1} if header is None else json.loads(header)
     if about["format_version"] > FORMAT_VERSION:

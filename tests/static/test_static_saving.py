@@ -91,11 +91,7 @@ def test_readers_find_one_index_or_the_other_while_it_is_replaced(tmp_path):
     writer.start()
     found, scores = set(), torch.zeros(20, 1000)
     while writer.is_alive():
-        try:
-            loaded = StaticIndex.from_pretrained(tmp_path)
-        except ValueError as error:
-            assert "just being replaced" in str(error)  # between the two files
-            continue
+        loaded = StaticIndex.from_pretrained(tmp_path)
         found.add(loaded.fingerprint)
         tokens = torch.cat([torch.zeros(20, 1, dtype=torch.int64), wide.sequences(range(20))[:, :1]], 1)
         tokens[0, 1] = 1
