@@ -43,7 +43,9 @@ class Extent:
             ("pairs", 2048): 2,
         }
     )
-    cache_documents: dict[tuple[str, int], int] = field(default_factory=lambda: {("passkey", 1024): 24})
+    cache_documents: dict[tuple[str, int], int] = field(
+        default_factory=lambda: {("passkey", 1024): 24, ("pairs", 1024): 2}
+    )
 
 
 FULL = Extent()
@@ -56,7 +58,7 @@ QUICK = Extent(
     padded_rows=1,
     answers=(256, 1, 4),
     documents={("passkey", 256): 1, ("pairs", 256): 1},
-    cache_documents={("passkey", 256): 1},
+    cache_documents={("pairs", 256): 1},
 )
 
 
