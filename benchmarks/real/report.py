@@ -12,7 +12,7 @@ SHORT = ("dense", "S2O", "InnerQ K4V3", "S2O, InnerQ K4V3", "InnerQ base", "Inne
 def blocks(results: dict) -> dict[str, str]:
     """Name of the mark in docs/real.md: its table with a note, for each part that was measured."""
     tables = {
-        f"real-{part}": (draw(*(results[name]["entries"] for name in needed)), results[needed[0]]["where"])
+        f"real-{part}": (draw(*(results[name]["entries"] for name in needed)), results[needed[-1]]["where"])
         for part, (needed, draw) in TABLES.items()
         if all(name in results for name in needed)
     }
@@ -164,4 +164,5 @@ def _of(key: str, entry: dict) -> str:
 
 
 def _note(where: dict) -> str:
-    return f"{where['model']}; {place_note(where)}"
+    load = f" Load average when it began: {where['load']}." if "load" in where else ""
+    return f"{where['model']}; {place_note(where)}{load}"

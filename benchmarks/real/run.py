@@ -1,5 +1,6 @@
 """All parts of the benchmark on a real model, each of which replaces its entry in one JSON file."""
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
@@ -110,7 +111,8 @@ def run(
         "speed": lambda: measure_speed(reader(), extent.lengths),
     }
     for part in parts:
-        place = where(device) | {"model": Path(name).name}
+        # Times of a machine with other work to do are ratios at best.
+        place = where(device) | {"model": Path(name).name, "load": round(os.getloadavg()[0], 1)}
         write_part(out, part, {"where": place, "entries": rounded(measure[part]())})
         progress(part).path.unlink(missing_ok=True)
     pages = follow_results(out, blocks)
