@@ -12,7 +12,7 @@ SHORT = ("dense", "S2O", "InnerQ K4V3", "S2O, InnerQ K4V3", "InnerQ base", "Inne
 def blocks(results: dict) -> dict[str, str]:
     """Name of the mark in docs/real.md: its table with a note, for each part that was measured."""
     tables = {
-        f"real-{part}": (draw(*(results[name]["entries"] for name in needed)), results[needed[0]]["where"])
+        f"real-{part}": (draw(*(results[name]["entries"] for name in needed)), results[needed[-1]]["where"])
         for part, (needed, draw) in TABLES.items()
         if all(name in results for name in needed)
     }
@@ -117,16 +117,17 @@ def taus_table(quality: Entries, speed: Entries) -> str:
 
 
 def caches_table(text: Entries, lookup: Entries) -> str:
-    """A row per cache, by bits: divergence and perplexity of text behind it, and passkeys found in it."""
-    found = {entry["way"]: entry for entry in lookup}
+    """A row per cache, by bits: divergence and perplexity of text behind it, and what is found again through it."""
+    cells = _distinct(lookup, "task", "tokens")
+    found = {(entry["way"], entry["task"], entry["tokens"]): entry for entry in lookup}
     rows = [
-        [entry["way"], f"{entry['bits']:g}", f"{entry['kl']:.4f}", _change(entry) if entry["kl"] else ""]
-        + [f"{_of('correct', found[entry['way']])} ({found[entry['way']]['right_in_both']})"]
+        [entry["way"], f"{entry['bits']:g}"]
+        + ([f"{entry['kl']:.4f}", _change(entry)] if entry["way"] != "dense" else ["", ""])
+        + [_of("correct", found[entry["way"], *cell]) for cell in cells]
         for entry in sorted(text, key=lambda entry: -entry["bits"])
     ]
-    tokens, asked = text[0]["tokens"], lookup[0]
-    passkeys = f"passkeys, {asked['tokens']:,} tokens (of the {asked['right_in_dense']} that dense finds)"
-    return markdown_table(["cache", "bits", f"KL, {tokens:,} tokens", "perplexity", passkeys], rows)
+    header = ["cache", "bits", f"KL, {text[0]['tokens']:,} tokens", "perplexity"]
+    return markdown_table([*header, *(f"{task}, {tokens:,} tokens" for task, tokens in cells)], rows)
 
 
 def padding_table(entries: Entries) -> str:
@@ -163,4 +164,5 @@ def _of(key: str, entry: dict) -> str:
 
 
 def _note(where: dict) -> str:
-    return f"{where['model']}; {place_note(where)}"
+    load = f" Load average when it began: {where['load']}." if "load" in where else ""
+    return f"{where['model']}; {place_note(where)}{load}"
