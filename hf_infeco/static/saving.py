@@ -27,7 +27,7 @@ from .structure import find_misfits
 TENSORS_NAME = "static_index.safetensors"
 JSON_NAME = "static_index.json"
 HEADER = "static_index"  # its entry in the metadata of the tensors' file
-ATTEMPTS, PAUSE = 10, 0.005  # to read files that somebody is just replacing, and the seconds in between
+ATTEMPTS, PAUSE = 50, 0.002  # to read files that somebody is just replacing, and the seconds in between
 FORMAT_VERSION = 2  # raised when the files change their meaning, so that an older library can say so
 
 

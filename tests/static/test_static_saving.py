@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -87,15 +88,21 @@ def test_readers_find_one_index_or_the_other_while_it_is_replaced(tmp_path):
     wide = StaticIndex.build(np.random.default_rng(0).integers(0, 999, (20_000, 3)), vocab_size=1000)
     narrow = StaticIndex.build([[1, 2, 3]], vocab_size=1000)
     wide.save_pretrained(tmp_path)
-    writer = threading.Thread(target=lambda: [each.save_pretrained(tmp_path) for each in 20 * [narrow, wide]])
+
+    def write():
+        for each in 20 * [narrow, wide]:
+            each.save_pretrained(tmp_path)
+            time.sleep(0.01)  # two threads of one process wait for one another, unlike two processes
+
+    writer = threading.Thread(target=write)
     writer.start()
-    found, scores = set(), torch.zeros(20, 1000)
+    found = set()
     while writer.is_alive():
         loaded = StaticIndex.from_pretrained(tmp_path)
         found.add(loaded.fingerprint)
         tokens = torch.cat([torch.zeros(20, 1, dtype=torch.int64), wide.sequences(range(20))[:, :1]], 1)
         tokens[0, 1] = 1
-        StaticLogitsProcessor(loaded, prompt_length=1)(tokens, scores)
+        StaticLogitsProcessor(loaded, prompt_length=1)(tokens, torch.randn(20, 1000))
     assert found <= {wide.fingerprint, narrow.fingerprint} and found
 
 
