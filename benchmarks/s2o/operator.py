@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hf_infeco import S2OConfig
 from hf_infeco.kernels.dispatch import choose
 from hf_infeco.kernels.jit import map_on_threads
-from hf_infeco.kernels.s2o.reference import query_frame
+from hf_infeco.kernels.s2o.reference import frame_of
 from hf_infeco.s2o.attention import causal_attention
 
 from .inputs import Heads
@@ -46,7 +46,7 @@ def cut(heads: Heads) -> None:
     cut_into_granules = choose("s2o_prefill", heads.key.device).module.cut_into_granules
 
     def of_some(some: slice) -> None:
-        frame = query_frame(query[some]).keys
+        frame = frame_of(query[some], heads.key[0, some]).keys
         cut_into_granules(heads.key[0, some], heads.value[0, some], frame, config.segment, config.granule)
 
     if heads.key.is_cuda:

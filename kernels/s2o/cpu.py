@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..jit import map_on_threads
 from .cpu_cut import cut_into_granules
 from .cpu_rows import LANES, attend_rows, has_bfloat16
-from .reference import S2OStats, count_causal_pairs, join_sink, query_frame, segment_spans
+from .reference import S2OStats, count_causal_pairs, frame_of, join_sink, segment_spans
 
 NEAR_ROWS = 64  # of a segment that see the same near keys, or a mask
 
@@ -136,7 +136,7 @@ class _Past:
     @classmethod
     def of(cls, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: int, granule: int) -> "_Past":
         """From `queries [ratio, q_len, D]`, `key [n, D]` and `value [n, Dv]` of one KV head."""
-        frame = query_frame(queries[None])
+        frame = frame_of(queries[None], key[None])
         cut = cut_into_granules(key[None], value[None], frame.keys, segment, granule)
         order, odd, mean, variance, mean_value, scattered = (part[0] for part in cut)
         lanes = torch.cat([_whole_vectors(order), _whole_vectors(odd.view(-1, segment // granule))])

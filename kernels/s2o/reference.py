@@ -20,7 +20,8 @@ import torch.nn.functional as F
 
 from .granules import cut_into_granules, order_by_likeness
 
-SAMPLED = 2048  # queries of a head, evenly spread, that tell in which directions all of them lie
+SAMPLED = 2048  # queries, and keys, of a head, evenly spread, that tell in which directions all of them lie
+TURNS = 4  # towards these directions: with two of them errors are up to twice as large
 LEAST_SPREAD = 1e-5  # of queries in any direction, a share of the mean: they may be fewer than dimensions
 TINY = torch.finfo(torch.float32).tiny
 MAX_LIFT = 60.0  # beyond, an estimate is not to be trusted, and its square would not fit a float32
@@ -120,7 +121,7 @@ def s2o_prefill(
     visits = torch.zeros(batch, kv_heads, len(spans), kv_len) if record else None
     for b in range(batch):
         keys, values = key[b].float(), value[b].float()
-        frame = query_frame(grouped[b])
+        frame = frame_of(grouped[b], keys)
         granules = cut_into_granules(keys, values, frame.keys, segment, granule)
         for index, (begin, end) in enumerate(spans):
             first = begin // segment * segment  # first key of the segment
@@ -164,7 +165,7 @@ def segment_spans(q_len: int, kv_len: int, segment: int) -> list[tuple[int, int]
 class Frame(NamedTuple):
     """
     Coordinates of a head in which its queries spread alike in all directions, so that a distance between keys is what
-    they differ in by their logits, and a variance counts the same in each of them: q . k = (q @ queries) . (k @ keys).
+    queries tell them apart by, and its keys spread in each dimension by itself: q . k = (q @ queries) . (k @ keys).
 
     Attributes:
         keys, queries (`torch.Tensor` of float32, `[Hkv, D, D]`): what takes keys, and queries, there.
@@ -174,16 +175,31 @@ class Frame(NamedTuple):
     queries: torch.Tensor
 
 
-def query_frame(queries: torch.Tensor) -> Frame:
-    """The frame of `queries [Hkv, ratio, q_len, D]`, by the Cholesky factor of their second moment."""
+def frame_of(queries: torch.Tensor, keys: torch.Tensor) -> Frame:
+    """
+    The frame of `queries [Hkv, ratio, q_len, D]`, by the Cholesky factor of their second moment, turned to the
+    principal directions of `keys [Hkv, n, D]` in it.
+    """
     rows = queries[:, :, :: max(1, queries.shape[2] // SAMPLED)].float().flatten(1, 2)
     moment = rows.mT @ rows / rows.shape[1]
-    size = moment.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]  # of a squared number
+    size = moment.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].nan_to_num(1.0).clamp(min=TINY)
     alone = torch.eye(moment.shape[1], dtype=moment.dtype, device=moment.device)
-    factor, failed = torch.linalg.cholesky_ex(moment / size.clamp(min=TINY) + LEAST_SPREAD * alone)
-    factor = torch.where(failed[:, None, None] == 0, factor, alone)  # a NaN: its rows tell, and no others
-    inverse = torch.linalg.solve_triangular(factor, alone.expand_as(factor), upper=False)
-    return Frame(factor * size.sqrt(), inverse.mT / size.clamp(min=TINY).sqrt())
+    factor, _ = torch.linalg.cholesky_ex(moment / size + LEAST_SPREAD * alone)
+    factor = _finite_or(alone, factor)
+    points = keys[:, :: max(1, keys.shape[1] // SAMPLED)].float() @ factor
+    points = points - points.mean(1, keepdim=True)
+    turned, covariance = alone.expand_as(factor), points.mT @ points
+    # Orthogonal iteration, near enough. An eigensolver would make the host wait for a GPU.
+    for _ in range(TURNS):
+        turned = torch.linalg.qr(covariance @ turned).Q
+    turned = _finite_or(alone, turned)
+    inverse = torch.linalg.solve_triangular(factor.mT, turned, upper=True)
+    return Frame(factor @ turned * size.sqrt(), inverse / size.sqrt())
+
+
+def _finite_or(other: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """A NaN in one row tells there, and is not to spread to all rows of its head."""
+    return torch.where(matrices.isfinite().flatten(1).all(1)[:, None, None], matrices, other)
 
 
 @dataclass(frozen=True)

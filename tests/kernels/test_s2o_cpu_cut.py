@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_infeco.kernels.s2o import cpu_cut, granules
-from hf_infeco.kernels.s2o.reference import query_frame
+from hf_infeco.kernels.s2o.reference import frame_of
 
 from .s2o_cases import make_case
 
@@ -22,7 +22,7 @@ CASES = [
 
 def both_cuts(case, block, size):
     query, key, value = make_case(**case)
-    frame = query_frame(query[0].unflatten(0, (key.shape[1], -1))).keys
+    frame = frame_of(query[0].unflatten(0, (key.shape[1], -1)), key[0]).keys
     return [module.cut_into_granules(key[0], value[0], frame, block, size) for module in (granules, cpu_cut)]
 
 

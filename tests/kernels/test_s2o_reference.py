@@ -8,7 +8,7 @@ import torch
 
 from hf_infeco.kernels.s2o import granules
 from hf_infeco.kernels.s2o.granules import cut_into_granules
-from hf_infeco.kernels.s2o.reference import S2OStats, count_causal_pairs, judge, query_frame, s2o_prefill
+from hf_infeco.kernels.s2o.reference import S2OStats, count_causal_pairs, frame_of, judge, s2o_prefill
 
 from .s2o_cases import check_far_past, dense, distance, make_case
 
@@ -200,7 +200,7 @@ def test_in_their_frame_queries_spread_alike_and_logits_stay(queries):
         @ torch.randn(16, 16, generator=rng)
     )
     key = torch.randn(2, 40, 16, generator=rng)
-    frame = query_frame(query)
+    frame = frame_of(query, key)
     placed, keys = query.flatten(1, 2) @ frame.queries, key @ frame.keys
     logits = query.flatten(1, 2) @ key.mT
     torch.testing.assert_close(placed @ keys.mT, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
@@ -213,8 +213,8 @@ def test_in_their_frame_queries_spread_alike_and_logits_stay(queries):
 def test_queries_of_zeros_or_nan_have_a_frame_too():
     query = torch.zeros(2, 1, 40, 16)
     query[1, 0, 3, 5] = torch.nan
-    frame = query_frame(query)
-    assert all(part[0].isfinite().all() for part in frame)
+    frame = frame_of(query, torch.zeros(2, 30, 16))
+    assert all(part.isfinite().all() for part in frame)
 
 
 def test_an_estimate_beyond_trust_is_always_visited():
