@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import hf_infeco
 from hf_infeco import S2OConfig
 from hf_infeco.kernels.s2o.granules import cut_into_granules
-from hf_infeco.kernels.s2o.reference import query_metric
+from hf_infeco.kernels.s2o.reference import frame_of
 from hf_infeco.training.testbed.structured_heads import structured_heads
 
 from ..measuring import LLAMA_8B, median_seconds, results_folder, where
@@ -52,7 +52,7 @@ def measure(lengths: tuple[int, ...], device: torch.device) -> list[dict]:
         runs = {(tau, tile): lambda tau=tau, tile=tile: sparse(tau, tile) for tau in TAUS for tile in TILES}
         preparations = {
             "cut": lambda heads=heads, grouped=grouped: cut_into_granules(
-                heads.key[0], heads.value[0], query_metric(grouped), SEGMENT, GRANULE
+                heads.key[0], heads.value[0], frame_of(grouped, heads.key[0]).keys, SEGMENT, GRANULE
             ),
             "order": lambda grouped=grouped: order_rows(grouped, 0, SEGMENT, TILES[0]),
         }

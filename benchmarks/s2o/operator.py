@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hf_infeco import S2OConfig
 from hf_infeco.kernels.dispatch import choose
 from hf_infeco.kernels.jit import map_on_threads
-from hf_infeco.kernels.s2o.reference import query_metric
+from hf_infeco.kernels.s2o.reference import frame_of
 from hf_infeco.s2o.attention import causal_attention
 
 from .inputs import Heads
@@ -46,8 +46,8 @@ def cut(heads: Heads) -> None:
     cut_into_granules = choose("s2o_prefill", heads.key.device).module.cut_into_granules
 
     def of_some(some: slice) -> None:
-        metric = query_metric(query[some])
-        cut_into_granules(heads.key[0, some], heads.value[0, some], metric, config.segment, config.granule)
+        frame = frame_of(query[some], heads.key[0, some]).keys
+        cut_into_granules(heads.key[0, some], heads.value[0, some], frame, config.segment, config.granule)
 
     if heads.key.is_cuda:
         of_some(slice(None))

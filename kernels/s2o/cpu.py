@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..jit import map_on_threads
 from .cpu_cut import cut_into_granules
 from .cpu_rows import LANES, attend_rows, has_bfloat16
-from .reference import S2OStats, count_causal_pairs, join_sink, query_metric, segment_spans
+from .reference import S2OStats, count_causal_pairs, frame_of, join_sink, segment_spans
 
 NEAR_ROWS = 64  # of a segment that see the same near keys, or a mask
 
@@ -119,11 +119,13 @@ class _Past:
     One KV head, cut into granules.
 
     Attributes:
+        frame (`[D, D]`): takes queries to where the variance is counted.
         mean, variance (`[G, D]`), mean_value (`[G, Dv]`): of the granules, in the dtype of the keys.
         scattered (int64): the granules that every query visits.
         keys, values: of all granules, and then the odd keys of all blocks, laid out for `walk` in vectors of 16 keys.
     """
 
+    frame: torch.Tensor
     mean: torch.Tensor
     variance: torch.Tensor
     mean_value: torch.Tensor
@@ -134,14 +136,15 @@ class _Past:
     @classmethod
     def of(cls, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: int, granule: int) -> "_Past":
         """From `queries [ratio, q_len, D]`, `key [n, D]` and `value [n, Dv]` of one KV head."""
-        metric = query_metric(queries[None])
-        cut = cut_into_granules(key[None], value[None], metric, segment, granule)
+        frame = frame_of(queries[None], key[None])
+        cut = cut_into_granules(key[None], value[None], frame.keys, segment, granule)
         order, odd, mean, variance, mean_value, scattered = (part[0] for part in cut)
         lanes = torch.cat([_whole_vectors(order), _whole_vectors(odd.view(-1, segment // granule))])
         keys, values = (x.index_select(0, lanes) for x in (key, value))
+        placing = frame.queries[0].to(key.dtype)
         mean, variance, mean_value = (x.to(key.dtype) for x in (mean, variance, mean_value))
         scattered = scattered.nonzero().flatten()
-        return cls(mean, variance, mean_value, scattered, _pack_keys(keys), _pack_values(values))
+        return cls(placing, mean, variance, mean_value, scattered, _pack_keys(keys), _pack_values(values))
 
 
 def _whole_vectors(positions: torch.Tensor) -> torch.Tensor:
@@ -196,7 +199,7 @@ class _Rule:
         scores, bounds, weights = (queries.new_empty(len(queries), -(-count // LANES) * LANES) for _ in range(3))
         scores[:, count:], bounds[:, count:] = -torch.inf, 0
         torch.mm(queries, mean.T, out=scores[:, :count])
-        torch.mm(queries.square(), variance.T, out=bounds[:, :count])
+        torch.mm((queries @ past.frame).square(), variance.T, out=bounds[:, :count])
         acc = torch.zeros(len(queries), mean_value.shape[1], dtype=torch.float32, device="cpu")
         shares = torch.empty(4, len(queries), dtype=torch.float32, device="cpu")
         walked = [x.flatten().numpy() for x in (_paired(queries), past.keys, past.values)]

@@ -12,7 +12,7 @@ from .granules import APART, FAR, SQUARINGS, Granules, principal
 
 
 def cut_into_granules(
-    keys: torch.Tensor, values: torch.Tensor, metric: torch.Tensor, block: int, size: int
+    keys: torch.Tensor, values: torch.Tensor, frame: torch.Tensor, block: int, size: int
 ) -> Granules:
     """See `granules.cut_into_granules`."""
     keys, values = keys.float().contiguous(), values.float().contiguous()
@@ -27,21 +27,21 @@ def cut_into_granules(
         values.new_empty(heads, count, values.shape[2]),
         torch.empty(heads, count, dtype=torch.bool, device="cpu"),
     )
-    points = (keys[:, :whole] * metric[:, None]).view(-1, block, dim)
-    likeness = principal(points, heads)
+    points = keys[:, :whole] @ frame
+    likeness = principal(points.view(-1, block, dim), heads)
     likeness = likeness.view(heads, whole, likeness.shape[2])
     # Arguments, not constants of the compiled code: its copy on disk would outlive a change of them.
     numbers = (block, size, FAR, APART, SQUARINGS)
-    for head in zip(likeness, keys, values, metric, *cut, strict=True):
+    for head in zip(likeness, points, keys, values, *cut, strict=True):
         _cut_blocks(*numbers, *(part.numpy() for part in head))
     return cut
 
 
 @jit(SUMS)
 def _cut_blocks(
-    block, size, far, apart, squarings, likeness, keys, values, metric, order, odd, mean, variance, value, scattered
+    block, size, far, apart, squarings, likeness, points, keys, values, order, odd, mean, variance, value, scattered
 ):
-    """Fills the `Granules` of one head from its whole blocks of `keys [n, D]` and `values [n, Dv]`."""
+    """Fills the `Granules` of one head from its whole blocks of `keys [n, D]`, placed at `points`, and `values`."""
     granules = block // size
     rest = block - granules
     distance, place = np.empty(block, np.float32), np.empty(block, np.int64)
@@ -50,7 +50,7 @@ def _cut_blocks(
     parts, moved = np.empty((width, rest), np.float32), np.empty((width, rest), np.float32)
     places, moved_places = np.empty(rest, np.int64), np.empty(rest, np.int64)
     for first in range(0, likeness.shape[0], block):
-        _distances(keys[first : first + block], metric, distance)
+        _distances(points[first : first + block], distance)
         for i in range(block):
             place[i] = i
         _select(distance, place, block, rest)
@@ -82,23 +82,25 @@ def _cut_blocks(
         for g in range(granules):
             own = places[g * length : (g + 1) * length]
             order[at + g] = own
-            farthest = _sum_up(keys, values, metric, own, mean[at + g], variance[at + g], value[at + g])
+            farthest = _sum_up(points, own, mean[at + g], variance[at + g])
+            _average(keys, own, mean[at + g])
+            _average(values, own, value[at + g])
             scattered[at + g] = farthest > least_far
 
 
 @jit(SUMS)
-def _distances(keys, metric, distance):
-    """Of each key to the mean of all, in the metric."""
-    count, dim = keys.shape
+def _distances(points, distance):
+    """Of each point to the mean of all."""
+    count, dim = points.shape
     mean = np.zeros(dim, np.float32)
     for i in range(count):
         for d in range(dim):
-            mean[d] += keys[i, d]
+            mean[d] += points[i, d]
     mean /= np.float32(count)
     for i in range(count):
         total = np.float32(0)
         for d in range(dim):
-            off = (keys[i, d] - mean[d]) * metric[d]
+            off = points[i, d] - mean[d]
             total += off * off
         distance[i] = np.sqrt(total)
 
@@ -165,26 +167,27 @@ def _select(numbers, index, count, rank):
 
 
 @jit(SUMS)
-def _sum_up(keys, values, metric, own, mean, variance, value):
-    """Writes the moments of the keys at `own`; returns the largest distance from their mean, in the metric."""
-    dim = keys.shape[1]
-    share = np.float32(1) / np.float32(own.size)
-    mean[:], variance[:], value[:] = 0, 0, 0
+def _average(rows, own, mean):
+    """Of the rows at `own`."""
+    mean[:] = 0
     for position in own:
-        for d in range(dim):
-            mean[d] += keys[position, d]
-        for d in range(value.size):
-            value[d] += values[position, d]
-    mean *= share
-    value *= share
+        for d in range(mean.size):
+            mean[d] += rows[position, d]
+    mean *= np.float32(1) / np.float32(own.size)
+
+
+@jit(SUMS)
+def _sum_up(points, own, mean, variance):
+    """Writes the moments of the points at `own`; returns the largest distance from their mean."""
+    _average(points, own, mean)
+    variance[:] = 0
     farthest = np.float32(0)
     for position in own:
         distance = np.float32(0)
-        for d in range(dim):
-            off = keys[position, d] - mean[d]
+        for d in range(mean.size):
+            off = points[position, d] - mean[d]
             variance[d] += off * off
-            off *= metric[d]
             distance += off * off
         farthest = max(farthest, distance)
-    variance *= share
+    variance *= np.float32(1) / np.float32(own.size)
     return np.sqrt(farthest)

@@ -30,7 +30,8 @@ class Granules(NamedTuple):
     Attributes:
         order (`torch.Tensor` of int64, `[H, G, size - 1]`): positions of the keys of each granule.
         odd (`torch.Tensor` of int64, `[H, G]`): positions of the odd keys, which belong to no granule.
-        mean, variance (`torch.Tensor` of float32, `[H, G, D]`): of the keys, in each dimension.
+        mean (`torch.Tensor` of float32, `[H, G, D]`): of the keys.
+        variance (`torch.Tensor` of float32, `[H, G, D]`): of the keys in each dimension of the queries' frame.
         value (`torch.Tensor` of float32, `[H, G, Dv]`): mean value.
         scattered (`torch.Tensor` of bool, `[H, G]`): has a key so far from the mean that the variance, dimension by
             dimension, would not tell what a query may find in its direction.
@@ -45,19 +46,19 @@ class Granules(NamedTuple):
 
 
 def cut_into_granules(
-    keys: torch.Tensor, values: torch.Tensor, metric: torch.Tensor, block: int, size: int
+    keys: torch.Tensor, values: torch.Tensor, frame: torch.Tensor, block: int, size: int
 ) -> Granules:
     """
     Granules of all whole blocks of `block` keys; `block` is `size` times a power of two.
 
     Args:
         keys, values: `[H, n, D]` and `[H, n, Dv]`.
-        metric: `[H, D]`, how much a difference in each dimension moves a logit: the queries' root mean square.
+        frame: `[H, D, D]`, takes keys to where a distance is what a query may tell them apart by, whichever it is.
     """
     heads, length, dim = keys.shape
     whole = length // block * block
-    points = keys[:, :whole].float() * metric[:, None]
-    points = points.reshape(-1, block, dim)  # [H * blocks, block, D]
+    placed = keys[:, :whole].float() @ frame
+    points = placed.reshape(-1, block, dim)  # [H * blocks, block, D]
     oddness = torch.linalg.vector_norm(points - points.mean(1, keepdim=True), dim=-1)
     oddness, by_oddness = oddness.sort(1, descending=True)
     odd, rest = by_oddness.split([block // size, block - block // size], dim=1)
@@ -73,13 +74,13 @@ def cut_into_granules(
         return (indices.reshape(heads, -1, indices.shape[1]) + starts).flatten(1)
 
     order, odd = in_sequence(order).unflatten(1, (-1, size - 1)), in_sequence(odd)
-    grouped = _take(keys, order).float()  # [H, G, size - 1, D]
-    mean = grouped.mean(2)
-    grouped -= mean[:, :, None]
+    mean, value = (_take(x, order).float().mean(2) for x in (keys, values))
+    grouped = _take(placed, order)  # [H, G, size - 1, D]
+    grouped -= grouped.mean(2, keepdim=True)
     squares = grouped * grouped  # a product is much faster here than a square, or torch.var
-    distances = (squares @ metric.square()[:, None, :, None]).squeeze(-1).sqrt()  # [H, G, size - 1]
+    distances = squares.sum(-1).sqrt()  # [H, G, size - 1]
     scattered = distances.amax(2).unflatten(1, (-1, block // size)) > far.view(heads, -1, 1)
-    return Granules(order, odd, mean, squares.mean(2), _take(values, order).float().mean(2), scattered.flatten(1))
+    return Granules(order, odd, mean, squares.mean(2), value, scattered.flatten(1))
 
 
 def principal(points: torch.Tensor, heads: int) -> torch.Tensor:
@@ -131,6 +132,6 @@ def order_by_likeness(points: torch.Tensor, size: int) -> torch.Tensor:
 def _take(tensor: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """`tensor [H, n, D]` at `positions [H, ...]`: `[H, ..., D]`."""
     heads, length = tensor.shape[:2]
-    starts = torch.arange(0, heads * length, max(length, 1), device=tensor.device)
+    starts = torch.arange(heads, device=tensor.device) * length
     rows = (positions.flatten(1) + starts[:, None]).flatten()
     return tensor.flatten(0, 1).index_select(0, rows).view(*positions.shape, *tensor.shape[2:])

@@ -13,13 +13,17 @@ Source: S2O, arXiv 2602.22575; docs/s2o.md tells where and why this differs.
 import itertools
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from .granules import cut_into_granules, order_by_likeness
 
-SQUARED_AT_ONCE = 2048  # rows of a head
+SAMPLED = 2048  # queries, and keys, of a head, evenly spread, that tell in which directions all of them lie
+TURNS = 4  # towards these directions: with two of them errors are up to twice as large
+LEAST_SPREAD = 1e-5  # of queries in any direction, a share of the mean: they may be fewer than dimensions
+TINY = torch.finfo(torch.float32).tiny
 MAX_LIFT = 60.0  # beyond, an estimate is not to be trusted, and its square would not fit a float32
 # Steps of the grid in which `target_mass` looks for a row's threshold: half powers of two down to 2^-40.
 TARGET_BINS = 80
@@ -117,8 +121,8 @@ def s2o_prefill(
     visits = torch.zeros(batch, kv_heads, len(spans), kv_len, dtype=torch.float32, device="cpu") if record else None
     for b in range(batch):
         keys, values = key[b].float(), value[b].float()
-        metric = query_metric(grouped[b])
-        granules = cut_into_granules(keys, values, metric, segment, granule)
+        frame = frame_of(grouped[b], keys)
+        granules = cut_into_granules(keys, values, frame.keys, segment, granule)
         for index, (begin, end) in enumerate(spans):
             first = begin // segment * segment  # first key of the segment
             for h in range(kv_heads):
@@ -131,7 +135,8 @@ def s2o_prefill(
                     own = sinks.float().view(kv_heads, -1)[h].repeat_interleave(queries.shape[1])
                     base = Partial(*join_sink(base.out, base.log_mass, own))
                 flat = queries.flatten(0, 1)  # [R, D]
-                promise, log_mass = judge(flat, mean, variance, base.log_mass, granule - 1)
+                squares = (flat @ frame.queries[h]).square()
+                promise, log_mass = judge(flat, squares, mean, variance, base.log_mass, granule - 1)
                 promise = promise.masked_fill(scattered, torch.inf)  # which no threshold exceeds
                 share = F.pad(log_mass, (1, 0)).softmax(-1)[:, 1:]
                 if tile > 1:
@@ -157,11 +162,44 @@ def segment_spans(q_len: int, kv_len: int, segment: int) -> list[tuple[int, int]
     return list(itertools.pairwise(edges)) if q_len else []
 
 
-def query_metric(queries: torch.Tensor) -> torch.Tensor:
-    """`[Hkv, D]`: how much a difference between keys matters in each dimension to `queries [Hkv, ratio, q_len, D]`."""
-    # In parts, whose squares are no new memory each time, and stay near the processor.
-    squares = [part.float().square().sum((1, 2)) for part in queries.split(SQUARED_AT_ONCE, dim=2)]
-    return (torch.stack(squares).sum(0) / queries[0, :, :, 0].numel()).sqrt()
+class Frame(NamedTuple):
+    """
+    Coordinates of a head in which its queries spread alike in all directions, so that a distance between keys is what
+    queries tell them apart by, and its keys spread in each dimension by itself: q . k = (q @ queries) . (k @ keys).
+
+    Attributes:
+        keys, queries (`torch.Tensor` of float32, `[Hkv, D, D]`): what takes keys, and queries, there.
+    """
+
+    keys: torch.Tensor
+    queries: torch.Tensor
+
+
+def frame_of(queries: torch.Tensor, keys: torch.Tensor) -> Frame:
+    """
+    The frame of `queries [Hkv, ratio, q_len, D]`, by the Cholesky factor of their second moment, turned to the
+    principal directions of `keys [Hkv, n, D]` in it.
+    """
+    rows = queries[:, :, :: max(1, queries.shape[2] // SAMPLED)].float().flatten(1, 2)
+    moment = rows.mT @ rows / rows.shape[1]
+    size = moment.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].nan_to_num(1.0).clamp(min=TINY)
+    alone = torch.eye(moment.shape[1], dtype=moment.dtype, device=moment.device)
+    factor, _ = torch.linalg.cholesky_ex(moment / size + LEAST_SPREAD * alone)
+    factor = _finite_or(alone, factor)
+    points = keys[:, :: max(1, keys.shape[1] // SAMPLED)].float() @ factor
+    points = points - points.mean(1, keepdim=True)
+    turned, covariance = alone.expand_as(factor), points.mT @ points
+    # Orthogonal iteration, near enough. An eigensolver would make the host wait for a GPU.
+    for _ in range(TURNS):
+        turned = torch.linalg.qr(covariance @ turned).Q
+    turned = _finite_or(alone, turned)
+    inverse = torch.linalg.solve_triangular(factor.mT, turned, upper=True)
+    return Frame(factor @ turned * size.sqrt(), inverse / size.sqrt())
+
+
+def _finite_or(other: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """A NaN in one row tells there, and is not to spread to all rows of its head."""
+    return torch.where(matrices.isfinite().flatten(1).all(1)[:, None, None], matrices, other)
 
 
 @dataclass(frozen=True)
@@ -187,13 +225,18 @@ def join_sink(out: torch.Tensor, log_mass: torch.Tensor, sink: torch.Tensor) -> 
 
 
 def judge(
-    queries: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, near_log_mass: torch.Tensor, count: int
+    queries: torch.Tensor,
+    squares: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    near_log_mass: torch.Tensor,
+    count: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    What each granule may hold for each of `queries [R, D]` (scaled).
+    What each granule may hold for each of `queries [R, D]` (scaled), whose `squares [R, D]` are those in their frame.
 
-    The logits of its n = `count` keys have the mean a = q . mean and, dimension by dimension, the variance
-    s^2 = sum_d q_d^2 variance_d. Of a Gaussian, with lift = s^2 / 2,
+    The logits of its n = `count` keys have the mean a = q . mean and, in the frame, dimension by dimension, the
+    variance s^2 = sum_d q_d^2 variance_d. Of a Gaussian, with lift = s^2 / 2,
     - mass = n exp(a + lift) is the expected sum of exp(logit), and
     - promise = mass sqrt((exp(2 lift) - 1) / n) is its standard deviation, thus what a visit may change.
     Where s is above its critical value sqrt(2 log n), that expectation rests on keys that n draws do not hold: their
@@ -204,7 +247,7 @@ def judge(
         promise `[R, G]` as a share of the row's estimated mass, and log mass `[R, G]` above `near_log_mass`.
     """
     centre = queries @ mean.T  # [R, G]
-    spread = (queries.square() @ variance.T).sqrt()
+    spread = (squares @ variance.T).sqrt()
     uncritical = spread.clamp(max=math.sqrt(2 * math.log(count)))
     lift = (uncritical * (spread - uncritical / 2)).clamp(max=MAX_LIFT)
     log_mass = centre + lift + math.log(count)

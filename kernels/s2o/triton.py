@@ -27,7 +27,7 @@ from triton import knobs
 from triton.runtime import driver
 
 from .granules import cut_into_granules, order_by_likeness
-from .reference import MAX_LIFT, TARGET_BINS, S2OStats, count_causal_pairs, query_metric, segment_spans
+from .reference import MAX_LIFT, TARGET_BINS, S2OStats, count_causal_pairs, frame_of, segment_spans
 
 MAX_HEAD_DIM = 256  # beyond it, a program's tiles no longer fit in registers
 LOG2_E = 1.4426950408889634  # logits in base 2: the hardware's exponential is exp2
@@ -229,7 +229,7 @@ def _attend_visits(
 # Lengths change with every prompt; a kernel compiled for multiples of 16 would be compiled again on the way.
 @triton.jit(do_not_specialize=["first_item", "num_tiles", "first_tiles", "q_len", "kv_len", "num_granules"])
 def _attend_tiles(
-    query, key, value, sinks, row_order, order, mean, variance, mean_value, scattered, visits, judged,
+    query, square, key, value, sinks, row_order, order, mean, variance, mean_value, scattered, visits, judged,
     out, visited, missed,
     scale, spread_scale, max_lift, log_count, tau, may_miss, compensate,
     first_item, num_tiles, first_tiles, q_len, kv_len, num_granules,
@@ -267,7 +267,7 @@ def _attend_tiles(
     row = row // length * q_len + last - start
     first_row = head * RATIO * q_len
     rows = _load_rows(query + first_row * HEAD_DIM, row.to(tl.int64), row >= 0, HEAD_DIM)
-    squares = (rows * rows).to(rows.dtype)
+    squares = _load_rows(square + first_row * HEAD_DIM, row.to(tl.int64), row >= 0, HEAD_DIM)
 
     here = head * num_granules
     keys, values = key + head * kv_len * HEAD_DIM, value + head * kv_len * VALUE_DIM
@@ -377,7 +377,9 @@ def _prefill(
     ratio = heads // kv_heads
     queries = query.contiguous().view(batch * kv_heads, ratio, q_len, head_dim)
     keys, values = (tensor.contiguous().flatten(0, 1) for tensor in (key, value))
-    granules = cut_into_granules(keys, values, query_metric(queries), segment, granule)
+    frame = frame_of(queries, keys)
+    granules = cut_into_granules(keys, values, frame.keys, segment, granule)
+    squares = _squares_in(frame.queries, queries)
     order = torch.cat([granules.odd[..., None], granules.order], -1).int()  # [heads, G, granule], odd keys first
     num_granules = order.shape[1]
     # In the dtype of the keys, which are no more exact than that themselves.
@@ -393,11 +395,11 @@ def _prefill(
     judged = None if target_mass is None else visits.new_empty(at_once, 2, num_granules, dtype=torch.float32)
     out = query.new_empty(batch, heads, q_len, value_dim)
     visited, missed = order.new_empty(num_items), mean.new_empty(num_items, dtype=torch.float32)
-    blocks = choose_blocks(tile, head_dim, value_dim, target_mass)
+    blocks = choose_blocks(tile, head_dim, value_dim, target_mass, sinks)
     for first_item in range(0, num_items, at_once):
         _attend_tiles[(min(at_once, num_items - first_item),)](
-            queries, keys, values, sinks, row_order, order, mean, variance, mean_value, granules.scattered, visits,
-            judged, out, visited, missed,
+            queries, squares, keys, values, sinks, row_order, order, mean, variance, mean_value, granules.scattered,
+            visits, judged, out, visited, missed,
             # In base 2; the spread is made of products without scale.
             scale * LOG2_E, scale**2 * LOG2_E, MAX_LIFT * LOG2_E, math.log2(granule - 1),
             tau, None if target_mass is None else 1 - target_mass, float(compensate),
@@ -406,6 +408,14 @@ def _prefill(
             BLOCK_N=blocks.keys, BLOCK_G=blocks.granules, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
         )  # fmt: skip
     return out, visited.sum(), missed.sum()
+
+
+def _squares_in(frame: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """Squares of `queries [H, ratio, q_len, D]` in their frame `[H, D, D]`, where float16 holds them."""
+    squares = torch.empty_like(queries)
+    for at, head in enumerate(queries):  # one at a time: in float32 all would take twice their memory
+        squares[at] = (head.float() @ frame[at]).square().clamp(max=torch.finfo(queries.dtype).max)
+    return squares
 
 
 def order_rows(queries: torch.Tensor, start: int, segment: int, tile: int) -> torch.Tensor:
@@ -444,16 +454,18 @@ class Blocks(NamedTuple):
     num_stages: int
 
 
-def choose_blocks(tile: int, head_dim: int, value_dim: int, target_mass: float | None) -> Blocks:
+def choose_blocks(
+    tile: int, head_dim: int, value_dim: int, target_mass: float | None, sinks: torch.Tensor | None
+) -> Blocks:
     """
     What fits in the registers of every GPU in `kernels/aot.py`: the output takes tile * value_dim of them in any case,
-    masks of padded channels and the pass for `target_mass` take some, and judging needs two products for a granule
-    where attention has one for a key.
+    masks of padded channels, sinks and the pass for `target_mass` take some, and judging needs two products for a
+    granule where attention has one for a key.
     2 stages: a step's rows are under way while the step before is computed.
     """
     is_large = tile > 64 or max(head_dim, value_dim) > 128
     is_padded = any(dim & (dim - 1) for dim in (head_dim, value_dim))
-    is_tight = is_large or target_mass is not None or is_padded
+    is_tight = is_large or is_padded or target_mass is not None or sinks is not None
     lanes = 32 if knobs.runtime.interpret else driver.active.get_current_target().warp_size
     return Blocks(
         keys=32 if max(head_dim, value_dim) >= 128 or is_tight else 64,

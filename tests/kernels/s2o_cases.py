@@ -44,7 +44,7 @@ def check_far_past(prefill, segment, granule, compensate):
 def crowded_case(segment, granule, **shape):
     """More keys that are like no other than a block has odd keys: some lie in granules, which are scattered then."""
     query, key, value = make_case(300, ratio=4, needles=32, **shape)
-    cut = cut_into_granules(key[0], value[0], reference.query_metric(query), segment, granule)
+    cut = cut_into_granules(key[0], value[0], reference.frame_of(query, key[0]).keys, segment, granule)
     assert cut.scattered.any()
     return query, key, value
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_infeco.kernels.s2o import cpu_cut, granules
-from hf_infeco.kernels.s2o.reference import query_metric
+from hf_infeco.kernels.s2o.reference import frame_of
 
 from .s2o_cases import make_case
 
@@ -22,8 +22,8 @@ CASES = [
 
 def both_cuts(case, block, size):
     query, key, value = make_case(**case)
-    metric = query_metric(query[0].unflatten(0, (key.shape[1], -1)))
-    return [module.cut_into_granules(key[0], value[0], metric, block, size) for module in (granules, cpu_cut)]
+    frame = frame_of(query[0].unflatten(0, (key.shape[1], -1)), key[0]).keys
+    return [module.cut_into_granules(key[0], value[0], frame, block, size) for module in (granules, cpu_cut)]
 
 
 @pytest.mark.parametrize("case, block, size", CASES, ids=str)
@@ -44,7 +44,7 @@ def test_blocks_are_cut_alike(case, block, size):
 
 def test_keys_that_are_all_alike_are_cut_too():
     keys = torch.ones(1, 128, 64)
-    cut = cpu_cut.cut_into_granules(keys, keys, torch.ones(1, 64), 64, 16)
+    cut = cpu_cut.cut_into_granules(keys, keys, torch.eye(64)[None], 64, 16)
     assert torch.equal(torch.cat([cut.order.flatten(), cut.odd.flatten()]).sort().values, torch.arange(128))
     assert not cut.variance.any() and torch.equal(cut.mean, torch.ones(1, 8, 64)) and not cut.scattered.any()
 
@@ -52,6 +52,6 @@ def test_keys_that_are_all_alike_are_cut_too():
 def test_a_nan_stays_in_its_block():
     keys = torch.randn(1, 128, 64, generator=torch.Generator().manual_seed(0))
     keys[0, 70] = torch.nan
-    cut = cpu_cut.cut_into_granules(keys, keys, torch.ones(1, 64), 64, 16)
+    cut = cpu_cut.cut_into_granules(keys, keys, torch.eye(64)[None], 64, 16)
     assert torch.equal(torch.cat([cut.order.flatten(), cut.odd.flatten()]).sort().values, torch.arange(128))
     assert cut.mean[0, :4].isfinite().all()

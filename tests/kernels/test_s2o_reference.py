@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from hf_infeco.kernels.s2o import granules
 from hf_infeco.kernels.s2o.granules import cut_into_granules
-from hf_infeco.kernels.s2o.reference import S2OStats, count_causal_pairs, judge, s2o_prefill
+from hf_infeco.kernels.s2o.reference import S2OStats, count_causal_pairs, frame_of, judge, s2o_prefill
 
 from .s2o_cases import check_far_past, dense, distance, make_case
 
@@ -96,14 +97,20 @@ def test_an_unvisited_past_far_above_the_near_keys_does_not_overflow(compensate)
     check_far_past(s2o_prefill, SEGMENT, GRANULE, compensate)
 
 
-def test_the_least_a_row_visits_is_its_segment_and_the_odd_keys():
+@pytest.fixture
+def none_scattered(monkeypatch):
+    """One or two queries tell keys apart along one or two directions only: some key of any granule lies far off."""
+    monkeypatch.setattr(granules, "FAR", math.inf)
+
+
+def test_the_least_a_row_visits_is_its_segment_and_the_odd_keys(none_scattered):
     query, key, value = random_heads(1, 1, 1, 1, 6 * SEGMENT + 5, 64)
     _, stats = s2o_prefill(query, key, value, scale=0.125, tau=1e9, **SETTINGS)
     assert stats.visited_pairs == 5 + 6 * SEGMENT // GRANULE
     assert stats.causal_pairs == 6 * SEGMENT + 5
 
 
-def test_each_row_decides_alone():
+def test_each_row_decides_alone(none_scattered):
     """One row has all its mass on itself, the other spreads it: the first must stop although the second goes on."""
     query, key, value = random_heads(1, 1, 1, 2, 1026, 64)
     query[..., 0, :] = 0
@@ -166,7 +173,9 @@ def test_judging_knows_the_mass_of_a_gaussian_granule():
     keys = torch.randn(1, 10_000, 8, generator=rng) * torch.linspace(0.1, 0.6, 8)
     query = torch.randn(4, 8, generator=rng)
     mean, variance = keys.mean(1), keys.var(1)
-    (few, _), (many, log_mass) = (judge(query, mean, variance, torch.zeros(4), count) for count in (100, 10_000))
+    (few, _), (many, log_mass) = (
+        judge(query, query.square(), mean, variance, torch.zeros(4), count) for count in (100, 10_000)
+    )
     true = (query @ keys[0].T).exp().sum(-1)
     torch.testing.assert_close(log_mass[:, 0].exp(), true, rtol=0.05, atol=0)
     assert (many < few / 9).all()  # the more keys, the better known their sum
@@ -177,20 +186,46 @@ def test_judging_a_wide_granule_expects_no_keys_that_it_does_not_hold(spread):
     """The estimate lies between the usual sum of exp(logit) of n draws, and the expected one, which is far above."""
     count, drawn = 31, torch.randn(2000, 31, generator=torch.Generator().manual_seed(0)) * spread
     one = torch.ones(1, 1)
-    _, log_mass = judge(one, 0 * one, one * spread**2, torch.zeros(1), count)
+    _, log_mass = judge(one, one, 0 * one, one * spread**2, torch.zeros(1), count)
     usual, expected = drawn.logsumexp(1).median(), math.log(count) + spread**2 / 2
     assert usual - 0.1 < log_mass <= expected + 1e-5
 
 
+@pytest.mark.parametrize("queries", [1, 5, 2000])
+def test_in_their_frame_queries_spread_alike_and_logits_stay(queries):
+    rng = torch.Generator().manual_seed(0)
+    query = (
+        torch.randn(2, 3, queries, 16, generator=rng)
+        * torch.logspace(0.5, -0.5, 16)
+        @ torch.randn(16, 16, generator=rng)
+    )
+    key = torch.randn(2, 40, 16, generator=rng)
+    frame = frame_of(query, key)
+    placed, keys = query.flatten(1, 2) @ frame.queries, key @ frame.keys
+    logits = query.flatten(1, 2) @ key.mT
+    torch.testing.assert_close(placed @ keys.mT, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
+    if queries > 16:
+        moment = placed.mT @ placed / (3 * queries)
+        even = moment.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(16)
+        assert (moment - even).norm() < 0.1 * even.norm()
+
+
+def test_queries_of_zeros_or_nan_have_a_frame_too():
+    query = torch.zeros(2, 1, 40, 16)
+    query[1, 0, 3, 5] = torch.nan
+    frame = frame_of(query, torch.zeros(2, 30, 16))
+    assert all(part.isfinite().all() for part in frame)
+
+
 def test_an_estimate_beyond_trust_is_always_visited():
     one = torch.ones(1, 1)
-    promise, _ = judge(one, 0 * one, one * 1e4, torch.full((1,), 1e3), 31)
+    promise, _ = judge(one, one, 0 * one, one * 1e4, torch.full((1,), 1e3), 31)
     assert promise == torch.inf
 
 
 def test_granules_hold_every_key_of_their_block_once():
     keys = torch.randn(2, 200, 64, generator=torch.Generator().manual_seed(0))
-    cut = cut_into_granules(keys, keys, torch.ones(2, 64), SEGMENT * 2, GRANULE)
+    cut = cut_into_granules(keys, keys, torch.eye(64).repeat(2, 1, 1), SEGMENT * 2, GRANULE)
     held = torch.cat([cut.order.flatten(1), cut.odd], 1).sort(1).values
     assert torch.equal(held, torch.arange(192).expand(2, -1))
     for block, (first, last) in enumerate(zip(cut.order[0].amin(1), cut.order[0].amax(1), strict=True)):
@@ -204,7 +239,7 @@ def test_granules_are_like_keys():
     which = torch.arange(64) % 4
     keys = centres[which] + torch.randn(64, 64, generator=rng) * 0.1
     keys[::4] *= 4  # the first of each granule's worth
-    cut = cut_into_granules(keys[None], keys[None], torch.ones(1, 64), 64, 4)
+    cut = cut_into_granules(keys[None], keys[None], torch.eye(64)[None], 64, 4)
     assert set(cut.odd[0].tolist()) == set(range(0, 64, 4))
     torch.testing.assert_close(cut.mean[0, 0], keys[cut.order[0, 0]].mean(0))
     torch.testing.assert_close(cut.variance[0, 0], keys[cut.order[0, 0]].var(0, correction=0))
@@ -212,7 +247,7 @@ def test_granules_are_like_keys():
 
 
 def test_chunked_prefill_with_whole_segments_equals_one_prefill():
-    """Granules belong to their block and judge by the chunk's own queries: only the metric of likeness differs."""
+    """Granules belong to their block and judge by the chunk's own queries: only the frame of likeness differs."""
     query, key, value = make_case(8 * SEGMENT, kv_heads=2)
     options = {"scale": 0.125, "tau": 0.02, **SETTINGS}
     whole, stats = s2o_prefill(query, key, value, **options)
