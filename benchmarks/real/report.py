@@ -106,12 +106,17 @@ def taus_table(quality: Entries, speed: Entries) -> str:
     times = {(entry["tokens"], entry["tau"]): entry for entry in speed}
     rows = []
     for entry in quality:
-        timed = times[entry["tokens"], entry["tau"]]
-        rows.append(
-            [f"{entry['tokens']:,}", f"{entry['tau']:g}", f"{entry['density']:.3f}"]
-            + [_change(entry), f"{entry['kl']:.4f}", f"{100 * timed['error']:.1f} %"]
-            + [f"{timed['dense_seconds']:.3f}", f"{timed['s2o_seconds']:.3f}", f"**{timed['speedup']:.2f}x**"]
-        )
+        row = [
+            f"{entry['tokens']:,}",
+            f"{entry['tau']:g}",
+            f"{entry['density']:.3f}",
+            _change(entry),
+            f"{entry['kl']:.4f}",
+        ]
+        if timed := times.get((entry["tokens"], entry["tau"])):
+            row += [f"{100 * timed['error']:.1f} %", f"{timed['dense_seconds']:.3f}", f"{timed['s2o_seconds']:.3f}"]
+            row.append(f"**{timed['speedup']:.2f}x**")
+        rows.append(row + [""] * (9 - len(row)))  # not timed
     header = ["tokens", "tau", "density", "perplexity", "KL", "error of attention"]
     return markdown_table([*header, "dense, s", "S2O, s", "over the faster dense dtype"], rows)
 
