@@ -17,7 +17,7 @@ from .operator import cut, dense, distance, sparse, truly_missed
 
 POINTS = (0.05, 0.02, 0.01)  # relative L2 error against dense attention in float32
 # A larger tau would often do on these heads, and is not safe on real models: docs/real.md.
-LEAST_TAU, MOST_TAU, BISECTIONS = 1e-5, 0.005, 7  # which settles tau to 5 %
+LEAST_TAU, MOST_TAU, BISECTIONS = 1e-5, S2OConfig().tau, 7  # which settles tau to 5 %
 REPEATS = 3
 SHORT, SHORT_REPEATS = (256, 512, 1024, 2048, 4096), 101
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
