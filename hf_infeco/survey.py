@@ -66,7 +66,9 @@ def _model_refusal(model: PreTrainedModel, modules: dict[int, nn.Module]) -> str
     """Why nothing here is for this model at all."""
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder, and hf_infeco patches decoders"
-    is_causal = getattr(compat.text_config(model.config), "is_causal", True)
+    config = compat.text_config(model.config)
+    # Models that can be either say by `is_decoder` which one they are.
+    is_causal = getattr(config, "is_causal", True) and getattr(config, "is_decoder", True)
     if not is_causal or any(not getattr(module, "is_causal", True) for module in modules.values()):
         return "its attention is not causal"
     return None

@@ -17,6 +17,8 @@ from transformers import (
     MambaConfig,
     MambaForCausalLM,
     MiniMaxConfig,
+    RemBertConfig,
+    RemBertForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -137,13 +139,23 @@ def bert():
     return BertModel(BertConfig(**sizes))
 
 
+def rembert():
+    sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    return RemBertForCausalLM(RemBertConfig(**sizes, input_embedding_size=16))
+
+
 def mamba():
     return MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, state_size=4))
 
 
 @pytest.mark.parametrize(
     "make, reason",
-    [(t5, "encoder-decoder"), (bert, "not causal"), (mamba, "none of its layers|no self-attention module")],
+    [
+        (t5, "encoder-decoder"),
+        (bert, "not causal"),
+        (rembert, "not causal"),
+        (mamba, "none of its layers|no self-attention module"),
+    ],
 )
 def test_a_model_that_nothing_is_for_is_left_alone_with_a_reason(make, reason):
     model = make().eval()
