@@ -14,6 +14,7 @@ from .attention_source import attention_code
 from .caching import last_cache
 from .config import METHODS, InfecoConfig
 from .innerq.cache import InnerQCache
+from .innerq.config import InnerQConfig
 from .kernels.dispatch import choose
 from .report import AreaReport, LayerDensity, PatchReport, S2OReport, Status, layer_pattern
 from .s2o.config import S2OConfig
@@ -90,6 +91,8 @@ def _innerq_lines(model: PreTrainedModel, config: InfecoConfig, found: Survey) -
     if config.innerq is None:
         return [_off("innerq", found)]
     bits = f"{config.innerq.bits_per_number:g} bits per number"
+    if config.innerq.bits_per_number < (default := InnerQConfig().bits_per_number):
+        bits += f" (which cost real models more accuracy than the default's {default:g}: docs/real.md)"
     limit = compat.max_positions(model.config)
     if limit is not None and config.innerq.packed_tokens(limit) == 0:
         bits = f"exact, because its windows cover the {limit} tokens that the model takes"

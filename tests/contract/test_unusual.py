@@ -182,6 +182,12 @@ def test_cross_attention_is_left_alone_and_its_cache_stays_plain():
     assert "cross-attention" in str(hf_infeco.report(model))
 
 
+def test_the_report_says_that_fewer_bits_than_the_defaults_cost_accuracy():
+    model = build("llama")
+    assert "docs/real.md" in str(hf_infeco.explain(model, innerq="small"))
+    assert "docs/real.md" not in str(hf_infeco.explain(model))
+
+
 def test_unknown_arguments_of_a_custom_model_leave_its_attention_alone():
     llama = type(build("llama"))
     attention = transformers.models.llama.modeling_llama.LlamaAttention
