@@ -67,10 +67,12 @@ def _model_refusal(model: PreTrainedModel, modules: dict[int, nn.Module]) -> str
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder, and hf_infeco patches decoders"
     config = compat.text_config(model.config)
-    # Models that can be either say by `is_decoder` which one they are.
-    is_causal = getattr(config, "is_causal", True) and getattr(config, "is_decoder", True)
-    if not is_causal or any(not getattr(module, "is_causal", True) for module in modules.values()):
+    says = [getattr(module, "is_causal", None) for module in modules.values()]
+    if not getattr(config, "is_causal", True) or False in says:
         return "its attention is not causal"
+    # Where the modules do not say it, models that can be an encoder too do.
+    if None in says and not getattr(config, "is_decoder", True):
+        return "its attention is not causal by its config (is_decoder=False)"
     return None
 
 
