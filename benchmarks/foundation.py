@@ -144,9 +144,8 @@ def as_table(results: dict) -> str:
     place = results["speed"]["where"]
     questions = results["recall"]["dense"][str(LENGTHS[0])]["total"]
     note = (
-        f"The bundled recall model (2.2 M parameters, 4 layers); {questions:,} questions per length; times of one run on "
-        f"{place['device']}. "
-        f"transformers {place['transformers']}, torch {place['torch']}, {place['date']}."
+        f"The bundled recall model (2.2 M parameters, 4 layers); {questions:,} questions per length; times of one run "
+        f"on {place['device']}. transformers {place['transformers']}, torch {place['torch']}, {place['date']}."
     )
     return f"{markdown_table(('', *CONFIGURATIONS), rows)}\n\n{note}"
 
