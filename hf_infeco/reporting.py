@@ -200,13 +200,14 @@ def _plans(model: PreTrainedModel) -> dict[int, LayerPlan]:
 
 def _density(model: PreTrainedModel) -> S2OReport:
     """Density by layer; that of layers which share one module stands at the first of them."""
-    first = {id(plan): index for index, plan in reversed(_plans(model).items())}
+    plans = _plans(model)
+    first = {id(plan): index for index, plan in reversed(plans.items())}
     return S2OReport.of(
         {
             index: LayerDensity(
                 int(plan.stats.visited_pairs), plan.stats.causal_pairs, float(plan.stats.missed_mass), plan.stats.rows
             )
-            for index, plan in _plans(model).items()
+            for index, plan in plans.items()
             if plan.s2o is not None and first[id(plan)] == index
         }
     )

@@ -69,7 +69,7 @@ def _left_as_it_was(model: Any) -> Iterator[None]:
     """In eval mode meanwhile; what the report counts does not count this."""
     modules = compat.attention_modules(compat.decoder_of(model)).values()
     plans: list[LayerPlan] = [vars(module)[PLAN_ATTRIBUTE] for module in modules if PLAN_ATTRIBUTE in vars(module)]
-    counted = [plan.stats for plan in plans]
+    counted = [dict(vars(plan)) for plan in plans]
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -77,5 +77,5 @@ def _left_as_it_was(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-        for plan, stats in zip(plans, counted, strict=True):
-            plan.stats = stats
+        for plan, before in zip(plans, counted, strict=True):
+            vars(plan).update(before)

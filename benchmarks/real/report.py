@@ -12,11 +12,11 @@ SHORT = ("dense", "S2O", "InnerQ K4V3", "S2O, InnerQ K4V3", "InnerQ base", "Inne
 def blocks(results: dict) -> dict[str, str]:
     """Name of the mark in docs/real.md: its table with a note, for each part that was measured."""
     tables = {
-        f"real-{part}": (draw(*(results[name]["entries"] for name in needed)), results[needed[-1]]["where"])
+        f"real-{part}": (draw(*(results[name]["entries"] for name in needed)), _notes(results, *needed))
         for part, (needed, draw) in TABLES.items()
         if all(name in results for name in needed)
     }
-    return {mark: f"{table}\n\n{_note(where)}" for mark, (table, where) in tables.items()}
+    return {mark: f"{table}\n\n{notes}" for mark, (table, notes) in tables.items()}
 
 
 def readme_block(results: dict) -> str:
@@ -41,7 +41,7 @@ def readme_block(results: dict) -> str:
     header = [f"perplexity, {tokens:,} tokens" for tokens in lengths] + [
         f"{task}, {at:,} tokens" for task, at in asked
     ]
-    return f"{markdown_table(['', *header], rows)}\n\n{_note(results['text']['where'])}"
+    return f"{markdown_table(['', *header], rows)}\n\n{_notes(results, 'text', 'lookup')}"
 
 
 def text_table(entries: Entries) -> str:
@@ -166,6 +166,11 @@ def _change(entry: dict) -> str:
 
 def _of(key: str, entry: dict) -> str:
     return f"{entry[key]} of {entry['total']}"
+
+
+def _notes(results: dict, *parts: str) -> str:
+    """Where each part of a table was measured, that of its first columns first."""
+    return "\n\n".join(_note(results[part]["where"]) for part in parts)
 
 
 def _note(where: dict) -> str:
