@@ -14,6 +14,7 @@ from .innerq import InnerQCache, InnerQConfig
 from .kernels.devices import describe_device
 from .kv import cache_nbytes
 from .patching import explain, patch, patched, report, unpatch
+from .remix import RemixConfig
 from .report import PatchReport
 from .s2o import S2OConfig, s2o_attention
 from .static import (
@@ -34,6 +35,7 @@ __all__ = [
     "InnerQCache",
     "InnerQConfig",
     "PatchReport",
+    "RemixConfig",
     "S2OConfig",
     "StaticIndex",
     "StaticLogitsProcessor",
@@ -43,6 +45,7 @@ __all__ = [
     "explain",
     "patch",
     "patched",
+    "remix",
     "report",
     "s2o_attention",
     "static_generate",

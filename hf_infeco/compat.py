@@ -103,6 +103,11 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
         raise ValueError(f"transformers cannot build a model from this config: {reason}") from error
 
 
+def is_causal_lm(config: PreTrainedConfig) -> bool:
+    """Whether transformers builds a causal language model from this config, and the config does not deny it."""
+    return type(config) in AutoModelForCausalLM._model_mapping and getattr(config, "is_causal", True)
+
+
 def can_switch_attention(decoder: PreTrainedModel) -> bool:
     """Whether the model's code asks transformers' attention registry; others ignore `set_attn_implementation`."""
     return decoder._can_set_attn_implementation()

@@ -1,0 +1,92 @@
+"""What undecided positions show the model, and what is remembered of their distributions."""
+
+import torch
+from torch import Tensor
+
+from ..kernels.remix.reference import LEAST_MASS, MOST_MASS, TOP
+from .config import RemixConfig
+
+
+def soft_embeddings(p: Tensor, weight: Tensor, mask_token_id: int, beta: float) -> Tensor:
+    """
+    Inputs of undecided positions, `[N, d]` in the dtype of `weight`: `kernels/remix/reference.py` for many rows.
+
+    Args:
+        p (float32, `[N, V]`): their last distributions.
+        weight (`[V, d]`): input embeddings.
+    """
+    top, tokens = p.topk(min(TOP, p.shape[1]), dim=1)
+    mass = (2 * top[:, :1]).clamp(LEAST_MASS, MOST_MASS)
+    is_held = top.cumsum(1) <= mass
+    is_held[:, 0] = True
+    held = (top * is_held)[:, None]  # [N, 1, TOP]
+    mask = weight[mask_token_id].float()
+    moved = torch.bmm(held, weight[tokens].float() - mask)[:, 0]
+    return (mask + beta * moved).to(weight.dtype)
+
+
+def js_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Jensen-Shannon divergence in nats of rows `[N, V]`, by their entropies, whose clamping torch does."""
+    entropies = [torch.special.entr(each).sum(1) for each in ((p + q) / 2, p, q)]
+    return entropies[0] - (entropies[1] + entropies[2]) / 2
+
+
+class Mixing:
+    """
+    The memory of ReMix: the last distribution of every undecided position of the rows' current blocks, in the order
+    of their places, and whether it agreed with the one before.
+
+    A position is mixed once two distributions in a row agreed. So mixing begins at the third forward of an answer, and
+    at the second of every later block, of which the block before has left a distribution.
+
+    Args:
+        weight (`[V, d]`): input embeddings.
+        mask_token_id (`int`): which of them stands for an undecided position.
+        config (`RemixConfig`): `beta`, `tau_rej` and `sticky_reject`.
+    """
+
+    def __init__(self, weight: Tensor, mask_token_id: int, config: RemixConfig) -> None:
+        self.weight, self.mask_token_id, self.config = weight, mask_token_id, config
+        self.previous = torch.zeros(0, len(weight), dtype=torch.float32, device=weight.device)  # [N, V]
+        self.has_previous = torch.zeros(0, dtype=torch.bool, device=weight.device)  # [N]
+        self.is_mixing = torch.zeros(0, dtype=torch.bool, device=weight.device)  # [N]
+
+    def inputs(self) -> Tensor:
+        """Embeddings of the current blocks' undecided positions, `[N, d]`, or `[d]` for all of them at first."""
+        embeds = self.weight[self.mask_token_id]
+        if self.is_mixing.any():
+            embeds = embeds.repeat(len(self.is_mixing), 1)
+            p = self.previous[self.is_mixing]
+            embeds[self.is_mixing] = soft_embeddings(p, self.weight, self.mask_token_id, self.config.beta)
+        return embeds
+
+    def observe(self, p: Tensor, stays: Tensor) -> None:
+        """
+        Compares the positions that stay undecided with what they were.
+
+        Args:
+            p (float32, `[N, V]`): their distributions in this forward.
+            stays (bool, `[N]`): which of them stay.
+        """
+        now = p[stays]
+        agrees = torch.zeros(len(now), dtype=torch.bool, device=p.device)
+        if len(self.previous) > 0:  # not the first forward
+            js = js_divergence(self.previous[stays], now)
+            agrees = (js <= self.config.tau_rej) & self.has_previous[stays]
+            if self.config.sticky_reject:
+                now = now.masked_fill((self.has_previous[stays] & ~agrees)[:, None], 0.0)
+        self.previous, self.is_mixing = now, agrees
+        self.has_previous = torch.ones_like(agrees)
+
+    def enter(self, p: Tensor, is_seen: bool, order: Tensor) -> None:
+        """
+        Adds the positions of blocks that rows have come to.
+
+        Args:
+            p (float32, `[M, V]`): their distributions in this forward.
+            is_seen (`bool`): whether the forward has computed them; `p` is not looked at if it has not.
+            order (int64, `[N + M]`): puts those remembered and, behind them, those entering in the order of places.
+        """
+        self.previous = torch.cat([self.previous, p])[order]
+        self.has_previous = torch.cat([self.has_previous, self.has_previous.new_full((len(p),), is_seen)])[order]
+        self.is_mixing = torch.cat([self.is_mixing, self.is_mixing.new_zeros(len(p))])[order]
