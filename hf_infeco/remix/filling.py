@@ -108,12 +108,11 @@ class Filling:
         staying = (self.window & ~entering).flatten().nonzero()
         places = entering.flatten().nonzero()
         order = torch.cat([staying, places]).flatten().argsort()
-        is_seen = self.denoiser.adapter.block_length is None
-        if is_seen:
+        if self.denoiser.adapter.block_length is None:
             p = self.choice.probabilities(logits, first, entering)
         else:
-            p = torch.zeros(len(places), logits.shape[2], dtype=torch.float32, device=logits.device)
-        mixing.enter(p, is_seen, order)
+            p = torch.full((len(places), logits.shape[2]), torch.nan, dtype=torch.float32, device=logits.device)
+        mixing.enter(p, order)
 
     def _states(self) -> Tensor:
         states = torch.where(self.canvas.is_open, OPEN, DECIDED).to(torch.int8)

@@ -48,7 +48,6 @@ class Mixing:
     def __init__(self, weight: Tensor, mask_token_id: int, config: RemixConfig) -> None:
         self.weight, self.mask_token_id, self.config = weight, mask_token_id, config
         self.previous = torch.zeros(0, len(weight), dtype=torch.float32, device=weight.device)  # [N, V]
-        self.has_previous = torch.zeros(0, dtype=torch.bool, device=weight.device)  # [N]
         self.is_mixing = torch.zeros(0, dtype=torch.bool, device=weight.device)  # [N]
 
     def inputs(self) -> Tensor:
@@ -69,24 +68,22 @@ class Mixing:
             stays (bool, `[N]`): which of them stay.
         """
         now = p[stays]
-        agrees = torch.zeros(len(now), dtype=torch.bool, device=p.device)
+        self.is_mixing = torch.zeros(len(now), dtype=torch.bool, device=p.device)
         if len(self.previous) > 0:  # not the first forward
             js = js_divergence(self.previous[stays], now)
-            agrees = (js <= self.config.tau_rej) & self.has_previous[stays]
+            self.is_mixing = js <= self.config.tau_rej
             if self.config.sticky_reject:
-                now = now.masked_fill((self.has_previous[stays] & ~agrees)[:, None], 0.0)
-        self.previous, self.is_mixing = now, agrees
-        self.has_previous = torch.ones_like(agrees)
+                now = now.masked_fill((js > self.config.tau_rej)[:, None], 0.0)
+        self.previous = now
 
-    def enter(self, p: Tensor, is_seen: bool, order: Tensor) -> None:
+    def enter(self, p: Tensor, order: Tensor) -> None:
         """
         Adds the positions of blocks that rows have come to.
 
         Args:
-            p (float32, `[M, V]`): their distributions in this forward.
-            is_seen (`bool`): whether the forward has computed them; `p` is not looked at if it has not.
+            p (float32, `[M, V]`): their distributions in this forward, NaN where it has not computed them: no
+                divergence from these is a number, so they agree with nothing and are not rejected either.
             order (int64, `[N + M]`): puts those remembered and, behind them, those entering in the order of places.
         """
         self.previous = torch.cat([self.previous, p])[order]
-        self.has_previous = torch.cat([self.has_previous, self.has_previous.new_full((len(p),), is_seen)])[order]
         self.is_mixing = torch.cat([self.is_mixing, self.is_mixing.new_zeros(len(p))])[order]
