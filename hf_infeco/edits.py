@@ -66,7 +66,10 @@ class Edits:
     done: list[_Attribute | _ForwardPreHook | _Attention] = field(default_factory=list)
 
     def set_attribute(self, module: nn.Module, name: str, value: Any) -> None:
-        """Of this instance only; an `nn.Parameter` takes the place of the module's parameter."""
+        """
+        Of this instance only; an `nn.Parameter` takes the place of the module's parameter. A value that is to change
+        has to be an object that changes: another one in its place would not be taken for ours.
+        """
         held = _place(module, value)
         self.done.append(_Attribute(module, name, value, name in held, held.get(name)))
         held[name] = value

@@ -6,10 +6,12 @@ registers when it is imported. Nothing else in this package asks which method it
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from transformers import PreTrainedModel
 
+from .config import InfecoConfig
 from .edits import Edits
 from .report import Status
 from .survey import Layer, Survey
@@ -78,7 +80,7 @@ _methods: dict[str, Method] = {}
 
 def register(method: Method) -> None:
     """
-    Adds a method; reports list methods in the order of registration.
+    Adds a method.
 
     Raises:
         ValueError: if another method has its name.
@@ -89,4 +91,6 @@ def register(method: Method) -> None:
 
 
 def registered() -> list[Method]:
-    return list(_methods.values())
+    """In the order of the fields of `InfecoConfig`; those that have none there come last."""
+    order = [entry.name for entry in fields(InfecoConfig)]
+    return sorted(_methods.values(), key=lambda method: [*order, method.name].index(method.name))

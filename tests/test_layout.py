@@ -210,3 +210,76 @@ def test_a_machine_path_is_found(text):
 @pytest.mark.parametrize("text", ["prefill work/s", "frame/work", "tokens/root", "https://arxiv.org/abs/2602.22575"])
 def test_plain_text_is_no_machine_path(text):
     assert not (MACHINE_PATH.search(text) or REGISTRY_HOST.search(text))
+
+
+CHANGES_A_MODULE = {
+    "setattr",
+    "delattr",
+    "register_forward_pre_hook",
+    "register_forward_hook",
+    "set_attn_implementation",
+}
+
+
+def changes_to_modules(source: str) -> list[str]:
+    """Calls that change a module, and attributes set or deleted on anything but `self`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in CHANGES_A_MODULE:
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+        targets = node.targets if isinstance(node, ast.Assign | ast.Delete) else []
+        found += [
+            f"line {node.lineno}: {ast.unparse(node)}"
+            for target in targets
+            if isinstance(target, ast.Attribute) and target.attr == "forward"
+        ]
+    return found
+
+
+@pytest.mark.parametrize("path", python_files("hf_infeco"), ids=relative)
+def test_only_edits_change_a_model(path):
+    if path.name != "edits.py":
+        assert not changes_to_modules(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("line", ["setattr(m, 'a', 1)", "m.set_attn_implementation('x')", "del m.forward"])
+def test_a_change_to_a_model_is_found(line):
+    assert changes_to_modules(line)
+
+
+def foreign_privates(source: str, own: set[str]) -> list[str]:
+    """Names with a leading underscore, read from anything but `self` and torch, that are none of `own`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            root = ast.unparse(node).split(".")[0]
+            if root not in ("self", "cls", "torch") and node.attr not in own:
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def defined_names(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+OF_NAMED_TUPLES = {"_fields", "_asdict", "_replace"}
+OF_MODULES = {"_parameters", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"}  # of torch's nn.Module
+
+
+def test_only_compat_knows_private_names_of_transformers():
+    sources = {path: path.read_text(encoding="utf-8") for path in python_files("hf_infeco")}
+    own = {name for source in sources.values() for name in defined_names(source)} | OF_NAMED_TUPLES | OF_MODULES
+    found = {
+        relative(path): privates
+        for path, source in sources.items()
+        if path.name != "compat.py" and (privates := foreign_privates(source, own))
+    }
+    assert not found
+
+
+def test_a_private_name_is_found():
+    assert foreign_privates("model._prefill(ids)", {"_own"}) and not foreign_privates("cache._own", {"_own"})
