@@ -166,8 +166,8 @@ def _measure(
     )
     seconds: dict[Callable, list[float]] = {sparse: [], dense_attention: []}
     for length in LENGTHS:
-        heads = [_of_length(tensor, length) for tensor in (query, key, value)]
-        common = {"scale": query.shape[3] ** -0.5, "sinks": sinks}
+        heads = _of_length(query, length), _of_length(key, length), _of_length(value, length)
+        common: dict[str, Any] = {"scale": query.shape[3] ** -0.5, "sinks": sinks}
         runs = {sparse: partial(sparse, *heads, **common, **settings)}
         runs[dense_attention] = partial(dense_attention, *heads, **common)
         if length == LENGTHS[0]:

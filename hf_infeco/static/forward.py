@@ -90,7 +90,7 @@ def _scoring(model: PreTrainedModel, tokens: torch.Tensor | None) -> Iterator[No
     if tokens is None or type(head) is not nn.Linear or "forward" in vars(head):
         yield
         return
-    head.forward = functools.partial(_rows_of_linear, head, tokens)
+    head.forward = functools.partial(_rows_of_linear, head, tokens)  # type: ignore[method-assign]
     try:
         yield
     finally:
