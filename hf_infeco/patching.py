@@ -16,7 +16,7 @@ from . import attention, compat
 from .attention import ATTENTION_NAME, PLAN_ATTRIBUTE, LayerPlan
 from .caching import restore_cache, switch_cache
 from .config import InfecoConfig
-from .report import PatchReport
+from .patch_report import PatchReport
 from .reporting import build_report, refused_report
 from .survey import Survey, survey
 

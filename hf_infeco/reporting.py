@@ -16,7 +16,7 @@ from .config import METHODS, InfecoConfig
 from .innerq.cache import InnerQCache
 from .innerq.config import InnerQConfig
 from .kernels.dispatch import choose
-from .report import AreaReport, LayerDensity, PatchReport, S2OReport, Status, layer_pattern
+from .patch_report import AreaReport, LayerDensity, PatchReport, S2OReport, Status, layer_pattern
 from .s2o.config import S2OConfig
 from .s2o.crossover import NEVER, Crossover, known
 from .survey import Survey
