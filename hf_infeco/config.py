@@ -10,7 +10,8 @@ from types import NoneType
 from typing import Any, ClassVar, Self, get_args
 
 from huggingface_hub import hf_hub_download
-from transformers.utils import PushToHubMixin, logging
+from transformers.utils import logging
+from transformers.utils.hub import PushToHubMixin
 
 logger = logging.get_logger(__name__)
 

@@ -28,9 +28,11 @@ class Packing(Protocol):
 
     def packed_tokens(self, num_tokens: int) -> int:
         """Of a sequence of `num_tokens`."""
+        ...
 
     def bits_per_token(self, key_dim: int, value_dim: int) -> float:
         """In one KV head."""
+        ...
 
 
 class Method(ABC):

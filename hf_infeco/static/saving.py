@@ -18,7 +18,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.utils import PushToHubMixin
+from transformers.utils.hub import PushToHubMixin
 
 from ..kernels.static.reference import Trie
 from .items import ItemIds
