@@ -254,7 +254,9 @@ def _masked(
     is_causal: bool,
 ) -> torch.Tensor:
     """Attention with sinks or capped logits, which transformers' own function for torch's kernels does not know."""
-    if mask is None and not (is_causal and softcap is not None):  # one query, or attention that is not causal
+    if softcap is not None and mask is None and is_causal:
+        return capped_attention(query, key, value, scale, softcap, sinks=sinks)
+    if mask is None:  # one query, or attention that is not causal
         mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
     if softcap is not None:
         return capped_attention(query, key, value, scale, softcap, mask, sinks)

@@ -91,14 +91,14 @@ class KVHandle(torch.Tensor):
         self.view_of = view
         self.which = which
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"KVHandle({'key' if self.which == 0 else 'value'}, shape={tuple(self.shape)}, dtype={self.dtype})"
 
     # Operations on a handle give plain tensors, never handles.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         args, kwargs = tree_map(plain, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -108,10 +108,10 @@ def view_behind(key: torch.Tensor, value: torch.Tensor) -> KVView | None:
     The view whose keys and values these are, untouched; None for anything else, such as values that a model has
     rearranged behind the cache.
     """
-    are_handles = isinstance(key, KVHandle) and isinstance(value, KVHandle)
-    if not are_handles or key.view_of is not value.view_of or (key.which, value.which) != (0, 1):
+    if not isinstance(key, KVHandle) or not isinstance(value, KVHandle):
         return None
-    return key.view_of
+    is_one_view = key.view_of is value.view_of and (key.which, value.which) == (0, 1)
+    return key.view_of if is_one_view else None
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from .config import InfecoConfig
 from .edits import Edits
-from .report import Status
+from .patch_report import Status
 from .survey import Layer, Survey
 
 
@@ -30,9 +30,11 @@ class Packing(Protocol):
 
     def packed_tokens(self, num_tokens: int) -> int:
         """Of a sequence of `num_tokens`."""
+        ...
 
     def bits_per_token(self, key_dim: int, value_dim: int) -> float:
         """In one KV head."""
+        ...
 
 
 class Method(ABC):

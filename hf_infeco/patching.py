@@ -20,7 +20,7 @@ from .attention import ATTENTION_NAME, switch_attention
 from .config import InfecoConfig
 from .edits import Edits
 from .methods import registered
-from .report import PatchReport
+from .patch_report import PatchReport
 from .reporting import build_report, refused_report
 from .survey import survey
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from . import compat
 from .config import InfecoConfig
 from .methods import Method, Outcome, registered
-from .report import AreaReport, PatchReport, layer_pattern
+from .patch_report import AreaReport, PatchReport, layer_pattern
 from .survey import Survey
 
 

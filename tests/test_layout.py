@@ -1,6 +1,7 @@
 """The layout rules of docs/architecture.md, read off the sources: who may import whom, and how long a file may get."""
 
 import ast
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = {".git", ".venv", ".compat", ".out", "build", "dist", "site", "__pycache__"}
 FOLDERS = ("hf_infeco", "kernels", "training", "benchmarks", "examples", "tests")
-MAPPED = ("kernels", "training", "benchmarks")  # installed under hf_infeco
+LINKED = ("kernels", "training", "benchmarks")  # hf_infeco has a link to each
 ON_TOP = ("patching", "reporting", "warming", "cli")  # everything else beside the systems is what these build on
-SYSTEMS = sorted(p.parent.name for p in (ROOT / "hf_infeco").glob("*/__init__.py") if p.parent.name not in ON_TOP)
+SYSTEMS = sorted(
+    path.parent.name
+    for path in (ROOT / "hf_infeco").glob("*/__init__.py")
+    if path.parent.name not in ON_TOP and not path.parent.is_symlink()
+)
 
 # Split so that this file does not name what it forbids.
 MACHINE_PATH = re.compile(
@@ -22,11 +27,11 @@ REGISTRY_HOST = re.compile("pypi" + r"\.org|python" + r"hosted\.org|download\.py
 
 
 def module_name(path: Path) -> str:
-    """The import name of a file: setup.py installs `kernels`, `training` and `benchmarks` under `hf_infeco`."""
+    """The import name of a file, which is that of its path through the links of `hf_infeco`."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     if parts[-1] == "__init__":
         parts.pop()
-    return ".".join((["hf_infeco"] if parts[0] in MAPPED else []) + parts)
+    return ".".join((["hf_infeco"] if parts[0] in LINKED else []) + parts)
 
 
 def imported(source: str, module: str, is_package: bool = False) -> Iterator[str]:
@@ -72,7 +77,7 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     elif part in ("training", "examples"):
         public = ours(attributes_of_package(source)) + names
         return [".".join(name) for name in public if name and not is_public(name)]
-    else:  # config, compat, kv, report and whatever else lies beside them
+    else:  # config, compat, kv, patch_report and whatever else lies beside them
         return [".".join(name) for name in names if name and name[0] in (*SYSTEMS, *ON_TOP, "training", "benchmarks")]
     return [".".join(name) for name in names if not name or name[0] not in allowed]
 
@@ -103,10 +108,21 @@ def test_imports_keep_their_direction(path):
 
 
 @pytest.mark.parametrize("path", python_files(*FOLDERS), ids=relative)
-def test_nothing_imports_the_mapped_folders_by_their_folder_name(path):
+def test_nothing_imports_the_linked_folders_by_their_folder_name(path):
     """`kernels` on sys.path is Hugging Face's library; `training` and `benchmarks` may be anybody's."""
     names = list(imported(path.read_text(encoding="utf-8"), module_name(path), path.name == "__init__.py"))
-    assert not [name for name in names if name.split(".")[0] in MAPPED]
+    assert not [name for name in names if name.split(".")[0] in LINKED]
+
+
+@pytest.mark.parametrize("folder", LINKED)
+def test_the_path_of_a_linked_folder_is_its_import_path(folder):
+    link = ROOT / "hf_infeco" / folder
+    assert link.is_symlink() and os.readlink(link) == f"../{folder}"  # relative: a clone lies elsewhere
+
+
+def test_kernels_leaves_its_name_to_the_library_called_kernels():
+    """Python prefers a package with an __init__.py anywhere on its path to a folder without one."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
 @pytest.mark.parametrize(

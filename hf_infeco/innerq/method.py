@@ -65,7 +65,8 @@ def _bits(settings: InnerQConfig, longest: int | None) -> str:
 
 def _unpacking(found: Survey, layer: Layer) -> str | None:
     """Why a layer is dequantized at each step: storage works under any attention, the gain in speed needs ours."""
-    code, name, plan = attention_code(layer.attention), type(layer.attention).__name__, plan_of(layer.attention)
+    attention: Any = layer.attention  # there, or the layer would have been refused
+    code, name, plan = attention_code(attention), type(attention).__name__, plan_of(attention)
     if found.attention_refusal is not None:
         return found.attention_refusal
     if code.alters_cache:

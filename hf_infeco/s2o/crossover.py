@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from huggingface_hub.constants import HF_HOME
@@ -168,8 +168,8 @@ def _measure(
     sparse: Callable = choose("s2o_prefill", query.device).module.s2o_prefill
     seconds: dict[Callable, list[float]] = {sparse: [], dense_attention: []}
     for length in LENGTHS:
-        heads = [_of_length(tensor, length) for tensor in (query, key, value)]
-        common = {"scale": query.shape[3] ** -0.5, "sinks": sinks}
+        heads = _of_length(query, length), _of_length(key, length), _of_length(value, length)
+        common: dict[str, Any] = {"scale": query.shape[3] ** -0.5, "sinks": sinks}
         runs = {sparse: partial(sparse, *heads, **common, **config.kernel_settings)}
         runs[dense_attention] = partial(dense_attention, *heads, **common)
         if length == LENGTHS[0]:
