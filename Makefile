@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 COMPAT_VERSIONS ?= 5.4.0 5.17.0 5.23.0 5.24.0
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 # One process per core, each with one thread: the models of the tests are too small to share among threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # A machine without network has no .venv; its own Python then runs the GPU checks.
 GPU_PYTHON := $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
 

@@ -2,8 +2,7 @@
 
 import ast
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,6 @@ SYSTEMS = sorted(
     for path in (ROOT / "hf_infeco").glob("*/__init__.py")
     if path.parent.name not in ON_TOP and not path.parent.is_symlink()
 )
-
-# Split so that this file does not name what it forbids.
-MACHINE_PATH = re.compile(
-    r"(?<![\w.}])/(?:wor" + r"k|tm" + r"p/bash|roo" + r"t|home/\w+|opt/(?:py" + r"pi|whee" + r"ls))\b"
-)
-REGISTRY_HOST = re.compile("pypi" + r"\.org|python" + r"hosted\.org|download\.py" + r"torch\.org")
 
 
 def module_name(path: Path) -> str:
@@ -101,17 +94,26 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("path", python_files(*FOLDERS[:-1]), ids=relative)
-def test_imports_keep_their_direction(path):
-    found = violations(path.read_text(encoding="utf-8"), module_name(path), path.name == "__init__.py")
-    assert not found, f"{relative(path)} must not import {found} from hf_infeco"
+def found_in(paths: list[Path], search: Callable[[Path], list]) -> dict[str, list]:
+    """What `search` finds, by file."""
+    return {relative(path): found for path in paths if (found := search(path))}
 
 
-@pytest.mark.parametrize("path", python_files(*FOLDERS), ids=relative)
-def test_nothing_imports_the_linked_folders_by_their_folder_name(path):
+def test_imports_keep_their_direction():
+    def search(path: Path) -> list[str]:
+        return violations(path.read_text(encoding="utf-8"), module_name(path), path.name == "__init__.py")
+
+    assert not found_in(python_files(*FOLDERS[:-1]), search)
+
+
+def test_nothing_imports_the_linked_folders_by_their_folder_name():
     """`kernels` on sys.path is Hugging Face's library; `training` and `benchmarks` may be anybody's."""
-    names = list(imported(path.read_text(encoding="utf-8"), module_name(path), path.name == "__init__.py"))
-    assert not [name for name in names if name.split(".")[0] in LINKED]
+
+    def search(path: Path) -> list[str]:
+        names = imported(path.read_text(encoding="utf-8"), module_name(path), path.name == "__init__.py")
+        return [name for name in names if name.split(".")[0] in LINKED]
+
+    assert not found_in(python_files(*FOLDERS), search)
 
 
 @pytest.mark.parametrize("folder", LINKED)
@@ -165,11 +167,14 @@ def test_an_allowed_import_is_let_through(module, source):
     assert not violations(source, module)
 
 
-@pytest.mark.parametrize("path", python_files(*FOLDERS), ids=relative)
-def test_files_stay_short(path):
-    limit = 600 if relative(path).startswith("kernels/") else 400
-    length = len(path.read_text(encoding="utf-8").splitlines())
-    assert length <= limit, f"{relative(path)} has {length} lines, the limit is {limit}: one idea a file"
+def test_files_stay_short():
+    """400 lines, a kernel's 600: one idea a file."""
+
+    def search(path: Path) -> list[str]:
+        length = len(path.read_text(encoding="utf-8").splitlines())
+        return [f"{length} lines"] if length > (600 if relative(path).startswith("kernels/") else 400) else []
+
+    assert not found_in(python_files(*FOLDERS), search)
 
 
 # What torch takes from its defaults where a call does not name it. Whole numbers have one dtype, whatever the default.
@@ -190,9 +195,9 @@ def unnamed_allocations(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", python_files("hf_infeco", "kernels"), ids=relative)
-def test_allocations_name_their_dtype_and_device(path):
-    assert not unnamed_allocations(path.read_text(encoding="utf-8"))
+def test_allocations_name_their_dtype_and_device():
+    files = python_files("hf_infeco", "kernels")
+    assert not found_in(files, lambda path: unnamed_allocations(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("call", ["torch.empty(3)", "torch.tensor(1.0, device=d)", "torch.zeros(2, dtype=t)"])
@@ -200,41 +205,8 @@ def test_an_allocation_by_default_is_found(call):
     assert unnamed_allocations(f"def f():\n    return g({call})")
 
 
-def text_files() -> list[Path]:
-    suffixes = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".json", ".cfg"}
-    named = [ROOT / "Makefile", ROOT / ".ci" / "run", ROOT / ".gitignore"]
-    outside_skipped = (p for p in ROOT.rglob("*") if not SKIPPED & set(p.relative_to(ROOT).parts))
-    return sorted({*named, *(p for p in outside_skipped if p.suffix in suffixes and p.is_file())})
-
-
-def test_no_file_names_a_machine_path_or_a_registry():
-    found = []
-    for path in text_files():
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if MACHINE_PATH.search(line) or REGISTRY_HOST.search(line):
-                found.append(f"{relative(path)}:{number}: {line.strip()[:80]}")
-    assert not found, "\n".join(found)
-
-
-@pytest.mark.parametrize(
-    "text", ["cd /" + "work/main", "'/" + "root/x'", "see pypi" + ".org/simple", "/ho" + "me/ann/m"]
-)
-def test_a_machine_path_is_found(text):
-    assert MACHINE_PATH.search(text) or REGISTRY_HOST.search(text)
-
-
-@pytest.mark.parametrize("text", ["prefill work/s", "frame/work", "tokens/root", "https://arxiv.org/abs/2602.22575"])
-def test_plain_text_is_no_machine_path(text):
-    assert not (MACHINE_PATH.search(text) or REGISTRY_HOST.search(text))
-
-
-CHANGES_A_MODULE = {
-    "setattr",
-    "delattr",
-    "register_forward_pre_hook",
-    "register_forward_hook",
-    "set_attn_implementation",
-}
+HOOKS = {"register_forward_pre_hook", "register_forward_hook"}
+CHANGES_A_MODULE = {"setattr", "delattr", "set_attn_implementation"} | HOOKS
 
 
 def changes_to_modules(source: str) -> list[str]:
@@ -252,10 +224,9 @@ def changes_to_modules(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", python_files("hf_infeco"), ids=relative)
-def test_only_edits_change_a_model(path):
-    if path.name != "edits.py":
-        assert not changes_to_modules(path.read_text(encoding="utf-8"))
+def test_only_edits_change_a_model():
+    files = [path for path in python_files("hf_infeco") if path.name != "edits.py"]
+    assert not found_in(files, lambda path: changes_to_modules(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("line", ["setattr(m, 'a', 1)", "m.set_attn_implementation('x')", "del m.forward"])
