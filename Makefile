@@ -17,7 +17,7 @@ export HF_DATASETS_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench real gpu compat compat-newest docs clean
+.PHONY: help setup demo test lint aot bench real gpu compat compat-newest docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ lint: $(READY) ## ruff (lint and format) and mypy
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+aot: $(READY) ## compile every Triton kernel for GPUs that are not here; fails on spills and on too much shared memory
+	$(BIN)/python -m hf_infeco.kernels.aot
 
 bench: $(READY) ## measure and write benchmarks/results/
 	$(BIN)/python -m hf_infeco.benchmarks.foundation
