@@ -31,7 +31,6 @@ __all__ = [
     "explain",
     "patch",
     "patched",
-    "remix",
     "report",
     "s2o_attention",
     "static_generate",
@@ -42,7 +41,6 @@ __all__ = [
 # Where each name comes from, once for whoever reads types and once for Python, which imports a module when it is asked
 # for a name of it. No module may be called like a public name: importing it would put it in the name's place.
 if TYPE_CHECKING:
-    from . import remix
     from .compat import CACHE_NAME
     from .config import InfecoConfig
     from .innerq import InnerQCache, InnerQConfig

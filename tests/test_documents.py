@@ -11,6 +11,7 @@ from hf_infeco.benchmarks import foundation
 from hf_infeco.benchmarks.documents import write_page
 from hf_infeco.benchmarks.innerq import report as innerq_report
 from hf_infeco.benchmarks.real import report as real_report
+from hf_infeco.benchmarks.remix import report as remix_report
 from hf_infeco.benchmarks.s2o import report as s2o_report
 from hf_infeco.benchmarks.static import report as static_report
 
@@ -28,6 +29,7 @@ PAGES = {
     },
     "docs/innerq.md": lambda: innerq_report.blocks(results("innerq")),
     "docs/real.md": lambda: real_report.blocks(results("real")),
+    "docs/remix.md": lambda: remix_report.blocks(results("remix")),
     "docs/s2o.md": lambda: s2o_report.blocks(results("s2o")),
     "docs/static.md": lambda: static_report.blocks(results("static")),
 }

@@ -60,6 +60,18 @@ def real(
     _measure("real", parts, quick, out, model=model)
 
 
+@bench.command()
+def remix(
+    parts: Parts = "curves,ablations,forwards,answers",
+    quick: Quick = False,
+    plot: Plot = False,
+    model: Annotated[Path | None, typer.Option(help="The puzzle model; the bundled one by default.")] = None,
+    out: Out = None,
+) -> None:
+    """ReMix against one token per step, several, and the confidence threshold: accuracy over forwards, and time."""
+    _measure("remix", parts, quick, out, model=model, plot=plot)
+
+
 def _measure(system: str, parts: str, quick: bool, out: Path | None, **settings: Any) -> None:
     benchmark = import_module(f"hf_infeco.benchmarks.{system}.run")
     chosen = [part.strip() for part in parts.split(",") if part.strip()]
