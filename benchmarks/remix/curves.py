@@ -1,6 +1,5 @@
 """Puzzles solved and forwards taken, by strategy and setting."""
 
-from collections.abc import Iterable
 from itertools import pairwise
 from math import sqrt
 from typing import Any
@@ -16,13 +15,17 @@ from ..measuring import Progress
 
 TAUS = (0.3, 0.5, 0.8, 0.95, 0.99, 0.999)
 TOP_K = (2, 4, 8)
-# What each setting of ReMix does, the others at their defaults.
+# What each setting of ReMix does, the others at their defaults but for a tau_conf at which positions wait.
+TAU = 0.99
 ABLATIONS: dict[str, tuple[Any, ...]] = {
     "beta": (0.0, 0.25, 0.5, 1.0),
     "tau_rej": (0.03, 0.1, 0.7),
     "sticky_reject": (True,),
+    "block_length": (4, 8),
 }
-BLOCKS = {"sudoku": (4, 8, 16), "addition": (2, 5, 10), "countdown": (4, 8, 16)}
+# Kinds of puzzles: what is drawn, and how. Training has seen five clues and more.
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {task: (task, {}) for task in TASKS}
+HARD: dict[str, tuple[str, dict[str, Any]]] = {"sudoku, 4 clues": ("sudoku", {"fewest": 4, "most": 4})}
 
 
 def settings() -> dict[str, dict[str, Any]]:
@@ -35,28 +38,28 @@ def settings() -> dict[str, dict[str, Any]]:
 
 
 def measure_curves(
-    model: PreTrainedModel, count: int, progress: Progress, tasks: Iterable[str] = TASKS
+    model: PreTrainedModel, count: int, progress: Progress, kinds: dict[str, tuple[str, dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     """One entry per kind of puzzle and setting; all settings of a kind get the same puzzles."""
     entries = []
-    for task in tasks:
-        puzzles = held_out(task, count)
-        for name, how in tqdm(settings().items(), desc=task):
-            found = progress.once(f"{task} {name}", lambda h=how, t=task, p=puzzles: measure_point(model, t, p, h))
-            one = progress.pieces[f"{task} one"]
-            entries.append({"task": task, "point": name, **how, **found["entry"], "over_one": paired(found, one)})
+    for kind, (task, drawn) in kinds.items():
+        puzzles = held_out(task, count, **drawn)
+        for name, how in tqdm(settings().items(), desc=kind):
+            found = progress.once(f"{kind} {name}", lambda h=how, t=task, p=puzzles: measure_point(model, t, p, h))
+            one = progress.pieces[f"{kind} one"]
+            entries.append({"task": kind, "point": name, **how, **found["entry"], "over_one": paired(found, one)})
     return entries
 
 
 def measure_ablations(model: PreTrainedModel, count: int, progress: Progress) -> list[dict[str, Any]]:
-    """One entry per kind of puzzle, setting and its value."""
+    """One entry per setting and value, on the hard puzzles: on the others few positions wait long enough to mix."""
     entries = []
-    for task in TASKS:
-        puzzles, values = held_out(task, count), {**ABLATIONS, "block_length": BLOCKS[task]}
-        for setting, value in tqdm([(name, value) for name in values for value in values[name]], desc=task):
-            how = {setting: value}
-            found = progress.once(f"{task} {how}", lambda h=how, t=task, p=puzzles: measure_point(model, t, p, h))
-            entries.append({"task": task, "setting": setting, "value": value, **found["entry"]})
+    for kind, (task, drawn) in HARD.items():
+        puzzles = held_out(task, count, **drawn)
+        for setting, value in tqdm([(name, value) for name in ABLATIONS for value in ABLATIONS[name]], desc=kind):
+            how = {"tau_conf": TAU, setting: value}
+            found = progress.once(f"{kind} {how}", lambda h=how, t=task, p=puzzles: measure_point(model, t, p, h))
+            entries.append({"task": kind, "setting": setting, "value": value, **found["entry"]})
     return entries
 
 

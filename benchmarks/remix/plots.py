@@ -27,7 +27,7 @@ def curves(entries: list[dict[str, Any]]) -> Figure:
 def draw_all(results: dict[str, Any], out: Path) -> list[Path]:
     """One picture per measured part of curves; they lie beside `out`."""
     paths = []
-    for part in ("curves", "masks"):
+    for part in ("curves", "hard", "masks"):
         if part in results:
             paths.append(out.with_name(f"{out.stem}_{part}.png"))
             curves(results[part]["entries"]).savefig(paths[-1], dpi=120)

@@ -114,6 +114,8 @@ TABLES: dict[str, tuple[str, Callable[[Entries], str]]] = {
     "remix-targets": ("curves", targets_table),
     "remix-equal": ("curves", equal_table),
     "remix-curves": ("curves", curves_table),
+    "remix-hard-equal": ("hard", equal_table),
+    "remix-hard-curves": ("hard", curves_table),
     "remix-ablations": ("ablations", ablations_table),
     "remix-masks": ("masks", curves_table),
     "remix-forwards": ("forwards", forwards_table),

@@ -13,10 +13,11 @@ from hf_infeco.training.testbed.puzzle.evaluate import load_model
 from ..documents import follow_results
 from ..measuring import ROOT, Progress, check_parts, read_results, results_file, rounded, where, write_part
 from .cost import WIDE, measure_answers, measure_forwards
-from .curves import measure_ablations, measure_curves
+from .curves import HARD, KINDS, measure_ablations, measure_curves
 from .report import blocks
 
-PARTS = ("curves", "ablations", "forwards", "answers")
+PARTS = ("curves", "hard", "ablations", "forwards", "answers")
+SEEN = {kind: KINDS[kind] for kind in ("sudoku", "addition")}  # what is learned from masks alone
 MODEL = ROOT / "examples" / "models" / "puzzle"
 
 
@@ -75,8 +76,9 @@ def run(
         return Progress(out.with_suffix(f".{part}.progress"))
 
     measure = {
-        "curves": lambda: measure_curves(loaded(), extent.puzzles, progress("curves")),
-        "masks": lambda: measure_curves(loaded(), extent.puzzles, progress("masks"), ("sudoku", "addition")),
+        "curves": lambda: measure_curves(loaded(), extent.puzzles, progress("curves"), KINDS),
+        "hard": lambda: measure_curves(loaded(), extent.puzzles, progress("hard"), HARD),
+        "masks": lambda: measure_curves(loaded(), extent.puzzles, progress("masks"), SEEN),
         "ablations": lambda: measure_ablations(loaded(), extent.puzzles, progress("ablations")),
         "forwards": lambda: measure_forwards(loaded(), extent.batches, extent.repeats, extent.wide),
         "answers": lambda: measure_answers(loaded(), extent.answers, strategies),

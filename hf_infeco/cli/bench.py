@@ -62,7 +62,7 @@ def real(
 
 @bench.command()
 def remix(
-    parts: Parts = "curves,ablations,forwards,answers",
+    parts: Parts = "curves,hard,ablations,forwards,answers",
     quick: Quick = False,
     plot: Plot = False,
     model: Annotated[Path | None, typer.Option(help="The puzzle model; the bundled one by default.")] = None,

@@ -26,9 +26,13 @@ def soft_embeddings(p: Tensor, weight: Tensor, mask_token_id: int, beta: float) 
 
 
 def js_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Jensen-Shannon divergence in nats of rows `[N, V]`, by their entropies, whose clamping torch does."""
-    entropies = [torch.special.entr(each).sum(1) for each in ((p + q) / 2, p, q)]
-    return entropies[0] - (entropies[1] + entropies[2]) / 2
+    """Jensen-Shannon divergence in nats of rows `[N, V]`, by their entropies."""
+    return entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
+
+
+def entropy(p: Tensor) -> Tensor:
+    """In nats, of rows `[N, V]`. torch.special.entr does the same without vector units, four times slower on a CPU."""
+    return -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(1)
 
 
 class Mixing:

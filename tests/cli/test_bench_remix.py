@@ -20,9 +20,9 @@ def run(*arguments, exit_code=0):
 
 def test_quick_measures_every_part_and_the_tables_show_it(tmp_path):
     out = tmp_path / "remix.json"
-    run("--quick", "--parts", "curves,ablations,forwards,answers,masks", "--out", out)
+    run("--quick", "--parts", "curves,hard,ablations,forwards,answers,masks", "--out", out)
     results = json.loads(out.read_text())
-    assert list(results) == ["curves", "ablations", "forwards", "answers", "masks"]
+    assert list(results) == ["curves", "hard", "ablations", "forwards", "answers", "masks"]
     assert all({"device", "commit", "torch", "transformers"} <= set(part["where"]) for part in results.values())
     points = {entry["point"]: entry for entry in results["curves"]["entries"] if entry["task"] == "sudoku"}
     assert points["one"]["forwards"] == 16 and points["top_k 2"]["forwards"] == 8

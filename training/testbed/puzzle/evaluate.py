@@ -26,9 +26,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 
 
-def held_out(task: str, count: int = PUZZLES, seed: int = 1) -> list[Puzzle]:
-    """So many different puzzles that training never draws."""
-    return draw(task, count, torch.Generator().manual_seed(seed), held_out=True)
+def held_out(task: str, count: int = PUZZLES, seed: int = 1, **how: Any) -> list[Puzzle]:
+    """So many different puzzles that training never draws; `how` goes to the function that draws one."""
+    return draw(task, count, torch.Generator().manual_seed(seed), held_out=True, **how)
 
 
 def load_model(folder: Path, device: str = "cpu") -> PreTrainedModel:

@@ -81,11 +81,11 @@ GRIDS = all_grids()
 CELLS = torch.tensor([list(map(int, grid)) for grid in GRIDS])  # [288, 16]
 
 
-def draw_sudoku(generator: torch.Generator) -> Puzzle:
-    """Clues at random that leave exactly one solution."""
+def draw_sudoku(generator: torch.Generator, fewest: int = FEWEST_CLUES, most: int = MOST_CLUES) -> Puzzle:
+    """Clues at random that leave exactly one solution; it takes at least four."""
     while True:
         number = _integer(0, len(GRIDS) - 1, generator)
-        clues = torch.randperm(16, generator=generator)[: _integer(FEWEST_CLUES, MOST_CLUES, generator)]
+        clues = torch.randperm(16, generator=generator)[: _integer(fewest, most, generator)]
         if int((CELLS[:, clues] == CELLS[number, clues]).all(1).sum()) == 1:
             grid, known = GRIDS[number], set(clues.tolist())
             return Puzzle("S" + "".join(grid[cell] if cell in known else "." for cell in range(16)), grid)
