@@ -8,6 +8,7 @@ Importing the package changes no model. See `hf_infeco.patch`, `InfecoConfig`, a
 
 from importlib.metadata import version
 
+from .cache_operations import fork_cache, held_mask, join_heads, keep_tokens, select_heads
 from .compat import CACHE_NAME
 from .config import InfecoConfig
 from .innerq import InnerQCache, InnerQConfig
@@ -41,10 +42,15 @@ __all__ = [
     "constrained_beam_search",
     "describe_device",
     "explain",
+    "fork_cache",
+    "held_mask",
+    "join_heads",
+    "keep_tokens",
     "patch",
     "patched",
     "report",
     "s2o_attention",
+    "select_heads",
     "static_generate",
     "unpatch",
     "warm_up",

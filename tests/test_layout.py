@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = {".git", ".venv", ".compat", ".out", "build", "dist", "site", "__pycache__"}
 FOLDERS = ("hf_infeco", "kernels", "training", "benchmarks", "examples", "tests")
 MAPPED = ("kernels", "training", "benchmarks")  # installed under hf_infeco
-FOUNDATION = ("kernels", "kv", "config", "compat", "dense")  # what a system may build on
+FOUNDATION = ("kernels", "kv", "kept", "cache_operations", "config", "compat", "dense")  # what a system may build on
 ON_TOP = ("patching", "survey", "attention", "caching", "reporting", "warming", "cli")
 SYSTEMS = sorted(p.parent.name for p in (ROOT / "hf_infeco").glob("*/__init__.py") if p.parent.name not in ON_TOP)
 

@@ -134,8 +134,8 @@ def test_the_cache_of_another_model_is_refused_and_told_apart(path):
 
 def test_another_format_version_is_refused(path):
     filled().save(path)
-    rewrite_header(path, format_version=3)
-    with pytest.raises(ValueError, match=r"format version 3.*reads \(1, 2\)"):
+    rewrite_header(path, format_version=4)
+    with pytest.raises(ValueError, match=r"format version 4.*reads \(1, 2, 3\)"):
         InnerQCache.load(path, CONFIG)
 
 
