@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 COMPAT_VERSIONS ?= 5.4.0 5.17.0 5.23.0 5.24.0
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 # One process per core, each with one thread: the models of the tests are too small to share among threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n $(WORKERS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # A machine without network has no .venv; its own Python then runs the GPU checks.
 GPU_PYTHON := $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
 
@@ -17,7 +17,7 @@ export HF_DATASETS_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench real gpu compat compat-newest docs clean
+.PHONY: help setup demo test lint aot bench real gpu compat compat-newest docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -55,8 +55,11 @@ lint: $(READY) ## ruff (lint and format) and mypy
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
+aot: $(READY) ## compile every Triton kernel for GPUs that are not here; fails on spills and on too much shared memory
+	$(BIN)/python -m hf_infeco.kernels.aot
+
 bench: $(READY) ## measure and write benchmarks/results/
-	$(BIN)/python -P -m hf_infeco.benchmarks.foundation
+	$(BIN)/python -m hf_infeco.benchmarks.foundation
 	$(BIN)/hf-infeco bench s2o
 	$(BIN)/hf-infeco bench innerq
 	$(BIN)/hf-infeco bench static
@@ -72,9 +75,9 @@ gpu: ## the checks and the benchmark that need CUDA, in under ten minutes; insta
 	@$(GPU_PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null || \
 		{ echo "make gpu: $(GPU_PYTHON) has no torch with a CUDA device here, so nothing was run."; exit 1; }
 	$(GPU_PYTHON) -m pip install -q --no-deps --no-build-isolation --no-index -e .
-	OMP_NUM_THREADS=2 $(GPU_PYTHON) -P -m pytest -n 4 -m gpu
-	OMP_NUM_THREADS=2 HF_INFECO_TEST_DEVICE=cuda $(GPU_PYTHON) -P -m pytest -n 4 tests/contract
-	$(GPU_PYTHON) -P -m hf_infeco.benchmarks.gpu
+	OMP_NUM_THREADS=2 $(GPU_PYTHON) -m pytest -n 4 -m gpu
+	OMP_NUM_THREADS=2 HF_INFECO_TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest -n 4 tests/contract
+	$(GPU_PYTHON) -m hf_infeco.benchmarks.gpu
 
 compat: $(COMPAT_VERSIONS:%=compat-%) ## the contract suite on each transformers version of COMPAT_VERSIONS
 
@@ -90,8 +93,10 @@ compat-newest: $(READY) ## the contract suite on the newest transformers of the 
 		test -n "$$newest" || { echo "compat-newest: the registry did not answer"; exit 1; }; \
 		$(MAKE) --no-print-directory compat-$$newest
 
+# Some older releases take any folder `kernels` on the path for the library of that name: keep the root off it.
+compat-%: export PYTHONSAFEPATH := 1
 compat-%: $(READY) .compat/%/transformers/__init__.py
-	@PYTHONPATH=$(CURDIR)/.compat/$* $(BIN)/python -P -c "import transformers; v = transformers.__version__; \
+	@PYTHONPATH=$(CURDIR)/.compat/$* $(BIN)/python -c "import transformers; v = transformers.__version__; \
 		assert v == '$*', f'transformers {v} is imported instead of $*'"
 	PYTHONPATH=$(CURDIR)/.compat/$* $(PYTEST) tests/contract
 

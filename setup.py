@@ -1,23 +1,9 @@
-"""Packaging. Three of the four import packages live in top-level folders of other names, hence the mapping below."""
+"""Packaging. hf_infeco/kernels, training and benchmarks are links to the folders on top, which setuptools follows."""
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
-# A top-level import name `kernels` belongs to Hugging Face's own library, so the folder is installed under ours.
-FOLDERS = {
-    "hf_infeco": "hf_infeco",
-    "hf_infeco.kernels": "kernels",
-    "hf_infeco.training": "training",
-    "hf_infeco.benchmarks": "benchmarks",
-}
-
-
-def packages() -> list[str]:
-    """Every import package, named as users import it."""
-    found = []
-    for name, folder in FOLDERS.items():
-        found.append(name)
-        found += [f"{name}.{sub}" for sub in find_packages(folder)]
-    return found
-
-
-setup(package_dir=FOLDERS, packages=packages())
+setup(
+    # find_packages would pass over `kernels`, which has no __init__.py: on top, the name is that of another library.
+    packages=find_namespace_packages(include=["hf_infeco", "hf_infeco.*"], exclude=["*.__pycache__", "*.results"]),
+    package_data={"hf_infeco": ["py.typed"]},
+)

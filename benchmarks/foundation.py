@@ -1,7 +1,7 @@
 """
 The foundation's numbers: the recall model dense and patched with defaults, on recall, perplexity, bytes and time.
 
-    python -P -m hf_infeco.benchmarks.foundation [--parts recall perplexity speed] [--questions 1024]
+    python -m hf_infeco.benchmarks.foundation [--parts recall perplexity speed] [--questions 1024]
 
 Each part is measured on its own and replaces its entry in benchmarks/results/foundation.json; the table in README.md
 is written from that file. Times are of one run on one machine: read the ratios.

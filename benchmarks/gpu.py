@@ -1,5 +1,5 @@
 """
-Every benchmark that needs CUDA, one after the other: `python -P -m hf_infeco.benchmarks.gpu`, or `make gpu`.
+Every benchmark that needs CUDA, one after the other: `python -m hf_infeco.benchmarks.gpu`, or `make gpu`.
 
 Each writes its results by itself, so that one which fails takes nothing from the others. A short table comes last.
 """

@@ -5,11 +5,13 @@ import json
 import numbers
 import os
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import NoneType
 from typing import Any, ClassVar, Self, get_args
 
 from huggingface_hub import hf_hub_download
-from transformers.utils import PushToHubMixin, logging
+from transformers.utils import logging
+from transformers.utils.hub import PushToHubMixin
 
 logger = logging.get_logger(__name__)
 
@@ -152,8 +154,15 @@ class MethodConfig(Config):
         )
 
 
+def _config_class(method: str) -> type[MethodConfig]:
+    """A method's config, which the import of the method's folder registers."""
+    if method not in METHODS:
+        import_module(f".{method}.config", __package__)
+    return METHODS[method]
+
+
 def _default(method: str) -> Any:
-    return field(default_factory=lambda: METHODS[method]())
+    return field(default_factory=lambda: _config_class(method)())
 
 
 @dataclass(frozen=True)
@@ -172,5 +181,5 @@ class InfecoConfig(Config):
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
-            object.__setattr__(self, entry.name, METHODS[entry.name].coerce(getattr(self, entry.name)))
+            object.__setattr__(self, entry.name, _config_class(entry.name).coerce(getattr(self, entry.name)))
         super().__post_init__()

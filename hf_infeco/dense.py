@@ -1,4 +1,8 @@
-"""Exact attention by torch: what runs where nothing is to be left out, and what S2O is measured against."""
+"""
+Exact attention by torch: what runs where nothing is to be left out, and what sparse prefill is measured against.
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +29,7 @@ def dense_attention(
         return dense_attention(*_with_sink_key(query, key, value, sinks, scale), scale)[
             :, :, -q_len:, : value.shape[3]
         ]
-    options = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
+    options: dict[str, Any] = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
     if q_len == 1:
         return F.scaled_dot_product_attention(query, key, value, **options)
     if q_len == kv_len and query.shape[3] == value.shape[3]:

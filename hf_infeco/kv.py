@@ -28,7 +28,7 @@ class KVView:
     What one `update` call attends to: a picture of the layer at that moment, the new tokens included.
 
     A view stays valid while its layer moves on, because layers append and never overwrite. Subclasses say how the
-    tokens are stored by defining `dequantize` and whatever their own attention needs.
+    tokens are stored by defining `dequantize`, and how they are attended as they are, if they can be, by `attend`.
 
     Args:
         num_tokens (`int`): keys in the view.
@@ -52,6 +52,25 @@ class KVView:
     @abstractmethod
     def dequantize(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Plain tensors `[B, Hkv, num_tokens, D]` and `[B, Hkv, num_tokens, Dv]` in the model's dtype."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        scale: float,
+        key_mask: torch.Tensor | None,
+        sinks: torch.Tensor | None = None,
+        softcap: float | None = None,
+    ) -> torch.Tensor | None:
+        """
+        Attention `[B, H, q_len, Dv]` of the newest tokens' `query [B, H, q_len, D]`, causal among themselves, without
+        dequantizing; None where there is no such way.
+
+        Args:
+            key_mask (`torch.Tensor` of bool `[B, positions]`, *optional*): hides padding.
+            sinks (`torch.Tensor` `[H]`, *optional*): learned logits without a value.
+            softcap (`float`, *optional*): logits become softcap * tanh(logits / softcap).
+        """
+        return None
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """`dequantize`, once per view."""
@@ -99,14 +118,14 @@ class KVHandle(torch.Tensor):
         self.view_of = view
         self.which = which
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"KVHandle({'key' if self.which == 0 else 'value'}, shape={tuple(self.shape)}, dtype={self.dtype})"
 
     # Operations on a handle give plain tensors, never handles.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         for each in args:
             if isinstance(each, KVHandle) and each.view_of.kept and not each.view_of.kept.aligned.is_full:
                 logger.warning_once(
@@ -122,10 +141,10 @@ def view_behind(key: torch.Tensor, value: torch.Tensor) -> KVView | None:
     The view whose keys and values these are, untouched; None for anything else, such as values that a model has
     rearranged behind the cache.
     """
-    are_handles = isinstance(key, KVHandle) and isinstance(value, KVHandle)
-    if not are_handles or key.view_of is not value.view_of or (key.which, value.which) != (0, 1):
+    if not isinstance(key, KVHandle) or not isinstance(value, KVHandle):
         return None
-    return key.view_of
+    is_one_view = key.view_of is value.view_of and (key.which, value.which) == (0, 1)
+    return key.view_of if is_one_view else None
 
 
 def plain(value: Any) -> Any:
@@ -284,10 +303,10 @@ class HandleLayer(CacheLayerMixin):
         states = [layer.state() for layer in layers]
         first, joined = states[0], {}
         for name in dict.fromkeys(name for state in states for name in state):
-            parts = [state.get(name) for state in states]
-            shapes = {None if part is None else (part.dtype, *part.shape[:1], *part.shape[2:]) for part in parts}
+            parts = [state[name] for state in states if name in state]
             shared = name.startswith(FOR_ALL_HEADS)
-            if len(shapes) > 1 or (shared and not all(torch.equal(part, first[name]) for part in parts)):
+            is_same = len(parts) == len(states) and len({(p.dtype, *p.shape[:1], *p.shape[2:]) for p in parts}) == 1
+            if not is_same or (shared and not all(torch.equal(part, first[name]) for part in parts)):
                 raise ValueError(
                     f"These {cls.__name__}s differ in {name}: they do not hold the same tokens stored in the same "
                     "way, and their heads cannot be joined. Join the heads of one cache, after the same calls."

@@ -10,10 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# `python -m pytest` puts the root on sys.path, where transformers 5.4 takes our folder `kernels` for the library of
-# that name and fails on its missing version. The installed package does not need the root there.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

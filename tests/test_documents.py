@@ -1,10 +1,12 @@
 """What the documents quote stands in the results that a script wrote."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+import hf_infeco
 from hf_infeco.benchmarks import foundation
 from hf_infeco.benchmarks.documents import write_page
 from hf_infeco.benchmarks.innerq import report as innerq_report
@@ -46,3 +48,18 @@ def test_a_page_without_the_mark_is_refused(tmp_path):
     assert page.read_text() == "<!-- results:a -->\nnew\n<!-- /results -->\n"
     with pytest.raises(ValueError, match="0 marks <!-- results:b -->"):
         write_page(page, {"b": "new"})
+
+
+def test_the_messages_of_the_troubleshooting_page_are_those_of_the_sources():
+    """A message is looked up by its words: where it is written in several lines, one of them is quoted."""
+    sources = "".join(path.read_text() for path in (ROOT / "hf_infeco").rglob("*.py"))
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"\*\*`(.+?)`\*\*", page)
+    assert len(quoted) > 15
+    assert not [words for words in quoted if words not in sources]
+
+
+def test_the_api_page_names_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith(":::")}
+    assert not set(hf_infeco.__all__) - listed

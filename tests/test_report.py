@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_infeco.report import layer_pattern
+from hf_infeco.patch_report import layer_pattern
 
 
 @pytest.mark.parametrize(

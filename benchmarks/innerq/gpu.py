@@ -1,5 +1,5 @@
 """
-InnerQ on a GPU: `python -P -m hf_infeco.benchmarks.innerq.gpu`. Not yet run on a GPU.
+InnerQ on a GPU: `python -m hf_infeco.benchmarks.innerq.gpu`. Not yet run on a GPU.
 
 Two parts, written to `results/innerq_gpu.json`: one layer's decode attention against torch's dense kernels (heads as a
 model of 8 billion parameters has them: 32 query heads on 8 KV heads of 128 dimensions), with the share of the memory's

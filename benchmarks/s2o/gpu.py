@@ -1,5 +1,5 @@
 """
-S2O's Triton kernel against the dense kernels that torch has for CUDA: `python -P -m hf_infeco.benchmarks.s2o.gpu`.
+S2O's Triton kernel against the dense kernels that torch has for CUDA: `python -m hf_infeco.benchmarks.s2o.gpu`.
 
 Heads as a model of 8 billion parameters has them: 32 query heads on 8 KV heads of 128 dimensions, bfloat16; and the
 prefill of such a model, whose random weights attend more diffusely than trained ones. The result is

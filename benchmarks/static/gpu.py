@@ -1,5 +1,5 @@
 """
-STATIC on a GPU: `python -P -m hf_infeco.benchmarks.static.gpu`. Not yet run on a GPU.
+STATIC on a GPU: `python -m hf_infeco.benchmarks.static.gpu`. Not yet run on a GPU.
 
 Milliseconds a step by the size of the catalogue and of the vocabulary, and their share of a decoding step of a model
 of Llama-3.2-3B's shape with random weights. The paper's figures stand beside them in `results/static_gpu.json`: it

@@ -97,5 +97,6 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> int:
     """CRC-32 of all tensors in the order of their names: safetensors does not notice a flipped bit."""
     checksum = 0
     for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy(), zlib.crc32(name.encode(), checksum))
+        content = tensors[name].flatten().view(torch.uint8).numpy().data
+        checksum = zlib.crc32(content, zlib.crc32(name.encode(), checksum))
     return checksum

@@ -112,10 +112,12 @@ class PackedStore:
         """The tokens stored so far. Stays valid while tokens are appended: written slots are never written again."""
 
         def part(kind: str) -> Packed:
-            buffers = (self._buffers.get(f"{kind}.{field}") for field in Packed._fields)
-            return Packed(*(None if buffer is None else buffer[:, :, : self.num_slots // GROUP] for buffer in buffers))
+            words, scale = (self._buffers[f"{kind}.{field}"][:, :, :tiles] for field in ("words", "scale"))
+            zero = self._buffers.get(f"{kind}.zero")
+            return Packed(words, scale, None if zero is None else zero[:, :, :tiles])
 
-        unit = self._buffers[UNIT][:, :, : self.num_slots // GROUP]
+        tiles = self.num_slots // GROUP
+        unit = self._buffers[UNIT][:, :, :tiles]
         return PackedKV(part("key"), part("value"), self.key_norm, self.key_mean, self.alive, unit)
 
     def remove_last(self, num_tokens: int) -> None:
@@ -167,9 +169,10 @@ class PackedStore:
         yield from (tensor for tensor in (self.key_norm, self.key_mean, self.alive) if tensor is not None)
 
 
-def _named(key: Packed, value: Packed, value_unit: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def _named(key: Packed, value: Packed, value_unit: torch.Tensor | None) -> Iterator[tuple[str, torch.Tensor]]:
     for kind, packed in (("key", key), ("value", value)):
         for part, tensor in packed._asdict().items():
             if tensor is not None:
                 yield f"{kind}.{part}", tensor
-    yield UNIT, value_unit
+    if value_unit is not None:
+        yield UNIT, value_unit

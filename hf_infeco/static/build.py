@@ -60,10 +60,21 @@ def number_nodes(codes: np.ndarray, alphabet: np.ndarray, alphabet_start: np.nda
         first_sequence.append(np.flatnonzero(begins).astype(np.int32))
         code.append(codes[begins, depth - 1])
     last_level = np.full(len(first_sequence[-1]) + 1, below, dtype=np.int32)  # no children, and the closing bound
-    parts = [alphabet, alphabet_start, codes, np.concatenate([*first_child, last_level])]
-    parts += [np.concatenate(code), np.concatenate(first_sequence)]
-    no_bits = [torch.zeros(0, dtype=torch.int32, device="cpu")] * 3
-    trie = Trie(*map(torch.from_numpy, parts), *no_bits, None, None, tuple(max(width, 1) for width in widths))
+    no_bits = torch.zeros(0, dtype=torch.int32, device="cpu")
+    trie = Trie(
+        alphabet=torch.from_numpy(alphabet),
+        alphabet_start=torch.from_numpy(alphabet_start),
+        sequences=torch.from_numpy(codes),
+        first_child=torch.from_numpy(np.concatenate([*first_child, last_level])),
+        code=torch.from_numpy(np.concatenate(code)),
+        first_sequence=torch.from_numpy(np.concatenate(first_sequence)),
+        wide=no_bits,
+        wide_start=no_bits,
+        wide_bits=no_bits,
+        node_alive=None,
+        sequence_alive=None,
+        widths=tuple(max(width, 1) for width in widths),
+    )
     return with_bits(trie)
 
 

@@ -246,10 +246,11 @@ class StaticLogitsProcessor(LogitsProcessor):
         on, all rows may be off behind drafts that are yet to be rejected.
         """
         seen, self._seen = self._seen, input_ids
-        goes_on = seen is not None and seen.shape == (input_ids.shape[0], input_ids.shape[1] - 1)
-        if goes_on and num_dead.is_cuda:
+        if seen is not None and seen.shape != (input_ids.shape[0], input_ids.shape[1] - 1):
+            seen = None  # another generation's
+        if seen is not None and num_dead.is_cuda:
             return  # no wait for the device within a generation
-        if num_dead == len(input_ids) and not (goes_on and torch.equal(seen, input_ids[:, :-1])):
+        if num_dead == len(input_ids) and (seen is None or not torch.equal(seen, input_ids[:, :-1])):
             raise ValueError(
                 f"No row goes on in the index behind prompt_length={self.prompt_length}, of {input_ids.shape[1]} "
                 "tokens: the processor was made for inputs of another length. Make one for these inputs, or use "

@@ -18,7 +18,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.utils import PushToHubMixin
+from transformers.utils.hub import PushToHubMixin
 
 from ..kernels.static.reference import Trie
 from .items import ItemIds
@@ -79,10 +79,12 @@ class Saved(PushToHubMixin):
         """
         path = _locate(path_or_repo, hub_kwargs)
         about, tensors = _read(path)
-        trie = Trie(*(tensors.get(name) for name in Trie._fields[:-1]), tuple(about["widths"]))
+        parts: dict[str, Any] = {name: tensors.get(name) for name in Trie._fields[:-1]}
+        trie = Trie(**parts, widths=tuple(about["widths"]))
         ids = None
         if "item_begin" in tensors:
-            ids = ItemIds(*(tensors.get(f"item_{name}") for name in ItemIds._fields))
+            items: dict[str, Any] = {name: tensors.get(f"item_{name}") for name in ItemIds._fields}
+            ids = ItemIds(**items)
         index = cls(about["vocab_size"], trie, ids, tensors.get("eligible"))
         if misfit := next(find_misfits(index.vocab_size, trie, ids, index.eligible), None):
             raise ValueError(f"{path} is damaged: {misfit}. Build and save the index again.")

@@ -31,8 +31,9 @@ def with_bits(trie: Trie) -> Trie:
         children, parent = children[is_alive], parent[is_alive]
     token = alphabet[start[level[parent]] + trie.code.cpu().numpy()[children]] - least[level[parent]]
     words = _words(wide_start[parent].astype(np.int64), token, int(wide_start[-1]))
-    parts = (torch.from_numpy(part).to(trie.code.device) for part in (wide.astype(np.int32), wide_start, words))
-    return trie._replace(**dict(zip(("wide", "wide_start", "wide_bits"), parts, strict=True)))
+    arrays = (wide.astype(np.int32), wide_start, words)
+    nodes, starts, bits = (torch.from_numpy(array).to(trie.code.device) for array in arrays)
+    return trie._replace(wide=nodes, wide_start=starts, wide_bits=bits)
 
 
 def _words(start: np.ndarray, bit: np.ndarray, total: int) -> np.ndarray:

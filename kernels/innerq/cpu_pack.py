@@ -175,7 +175,8 @@ def quantize_values(value: torch.Tensor, bits: int, hybrid: bool = False) -> Pac
     if value.shape[-1] % LANES:
         return reference.quantize_values(value, bits, hybrid)
     packed = _to_packed(value, (1, bits, value.shape[-1]), hybrid=hybrid, by_channel=False)
-    return Packed(*(None if part is None else part.squeeze(3) for part in packed))
+    zero = None if packed.zero is None else packed.zero.squeeze(3)
+    return Packed(packed.words.squeeze(3), packed.scale.squeeze(3), zero)
 
 
 def _to_packed(
@@ -215,11 +216,12 @@ def dequantize(packed: PackedKV) -> tuple[torch.Tensor, torch.Tensor]:
     if packed.value.words.shape[-1] % LANES:
         return reference.dequantize(packed)
     key = _to_numbers(packed.key, by_channel=True, norm=packed.key_norm, mean=packed.key_mean)
-    value = Packed(*(None if part is None else part.unsqueeze(3) for part in packed.value))
-    tensors = key, _to_numbers(value, by_channel=False)
+    words, scale, zero = packed.value
+    tiles = Packed(words.unsqueeze(3), scale.unsqueeze(3), None if zero is None else zero.unsqueeze(3))
+    value = _to_numbers(tiles, by_channel=False)
     if packed.value_unit is not None:
-        tensors[1].unflatten(2, (-1, GROUP)).mul_(packed.value_unit[..., None, None])
-    return tensors if packed.alive is None else tuple(tensor[:, :, packed.alive] for tensor in tensors)
+        value.unflatten(2, (-1, GROUP)).mul_(packed.value_unit[..., None, None])
+    return (key, value) if packed.alive is None else (key[:, :, packed.alive], value[:, :, packed.alive])
 
 
 def _to_numbers(

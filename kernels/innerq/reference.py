@@ -425,8 +425,9 @@ def _merge(parts: list[Partial]) -> Partial:
     """Joins partial softmaxes over disjoint keys (log-sum-exp merge)."""
     m = torch.stack([part.m for part in parts]).amax(0)
     factors = [(part.m - m).exp() for part in parts]
-    total = sum(part.l * factor for part, factor in zip(parts, factors, strict=True))
-    acc = sum(part.acc * factor for part, factor in zip(parts, factors, strict=True))
+    zero = torch.zeros_like(m)
+    total = sum((part.l * factor for part, factor in zip(parts, factors, strict=True)), zero)
+    acc = sum((part.acc * factor for part, factor in zip(parts, factors, strict=True)), zero)
     return Partial(m, total, acc)
 
 

@@ -53,12 +53,12 @@ class S2OStats:
     @property
     def density(self) -> float:
         """Visited share of the pairs of dense causal attention, 0 to 1."""
-        return self.visited_pairs / max(self.causal_pairs, 1)
+        return float(self.visited_pairs / max(self.causal_pairs, 1))
 
     @property
     def missed(self) -> float:
         """Estimated softmax mass not visited, mean over rows, 0 to 1."""
-        return self.missed_mass / max(self.rows, 1)
+        return float(self.missed_mass / max(self.rows, 1))
 
     def __add__(self, other: "S2OStats") -> "S2OStats":
         return S2OStats(

@@ -65,8 +65,9 @@ class Trie(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Trie":
         """The trie on a device."""
-        there = zip(self._fields[:-1], self[:-1], strict=True)
-        return self._replace(**{name: part.to(device) for name, part in there if part is not None})
+        parts = self._asdict()
+        tensors = {name: part.to(device) for name, part in parts.items() if isinstance(part, torch.Tensor)}
+        return Trie(**parts | tensors)
 
     def levels(self) -> list[tuple[int, int]]:
         """The first node of each depth from 0 to L, and the one behind the last. Reads the tensors: not in a loop."""

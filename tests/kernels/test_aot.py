@@ -1,4 +1,4 @@
-"""The Triton kernels compile for GPUs that are not here, without spills and within their shared memory."""
+"""What `make aot` refuses. It compiles the Triton kernels for GPUs that are not here, which takes a minute."""
 
 import os
 import subprocess
@@ -13,16 +13,8 @@ aot = pytest.importorskip("hf_infeco.kernels.aot")
 def run_aot(*targets: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A fresh process: this one's kernels may be interpreted ones."""
     compiling = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment
-    command = [sys.executable, "-P", "-m", "hf_infeco.kernels.aot", *targets]
+    command = [sys.executable, "-m", "hf_infeco.kernels.aot", *targets]
     return subprocess.run(command, env=compiling, capture_output=True, text=True, timeout=280)
-
-
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_no_kernel_spills_or_takes_too_much_shared_memory(target):
-    done = run_aot(target)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()[1:]]
-    assert lines and all(line[1] == target and int(line[2]) > 0 for line in lines), done.stdout
 
 
 @pytest.mark.parametrize("shared, spills, code", [(65536, 0, 0), (65537, 0, 1), (100, 4, 1)])
