@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from ..jit import map_on_threads
 from .cpu_cut import cut_into_granules
 from .cpu_rows import LANES, attend_rows, has_bfloat16
+from .cpu_tiles import TILE, UNIT, attend_tiles, has_amx, palette
 from .reference import S2OStats, count_causal_pairs, frame_of, join_sink, segment_spans
 
 NEAR_ROWS = 64  # of a segment that see the same near keys, or a mask
@@ -33,18 +34,24 @@ def s2o_prefill(
     granule: int = 32,
     compensate: bool = True,
     sinks: torch.Tensor | None = None,
+    tile: int | None = None,
 ) -> tuple[torch.Tensor, S2OStats]:
-    """See `reference.s2o_prefill`. `granule` is a multiple of 16."""
+    """See `reference.s2o_prefill`. `granule` is a multiple of 16; `tile` is 1 or `TILE`, by default the faster one."""
     batch, heads, q_len, _ = query.shape
     kv_heads, kv_len, value_dim = key.shape[1], key.shape[2], value.shape[3]
-    dtype = torch.bfloat16 if query.dtype == torch.bfloat16 and has_bfloat16() else torch.float32
+    if tile is None:
+        tile = TILE if query.dtype == torch.bfloat16 and granule == UNIT and has_amx() else 1
+    in_bfloat16 = tile > 1 or (query.dtype == torch.bfloat16 and has_bfloat16())
+    dtype = torch.bfloat16 if in_bfloat16 else torch.float32
     given = query.dtype
     # Contiguous, so that no result hangs on how the inputs lie in memory.
-    query, key, value = (_lanes_wide(x).to(dtype).contiguous() for x in (query, key, value))
+    query, key, value = (
+        _widened(x, LANES if tile == 1 else UNIT).to(dtype).contiguous() for x in (query, key, value)
+    )
     grouped = query.unflatten(1, (kv_heads, -1))  # [B, Hkv, ratio, q_len, D]
     out = torch.empty(*grouped.shape[:4], value.shape[3], dtype=given, device="cpu")
     spans = segment_spans(q_len, kv_len, segment)
-    rule = _Rule(scale, tau, target_mass, segment, granule, compensate)
+    rule = _Rule(scale, tau, target_mass, segment, granule, compensate, tile)
 
     def prepare(head: tuple[int, int]) -> _Past:
         return _Past.of(grouped[head], key[head], value[head], segment, granule)
@@ -72,9 +79,9 @@ def s2o_prefill(
     return out.flatten(1, 2)[..., :value_dim], stats
 
 
-def _lanes_wide(tensor: torch.Tensor) -> torch.Tensor:
-    """Zeros make the last dimension a multiple of `LANES`; they change neither logits nor outputs."""
-    missing = -tensor.shape[-1] % LANES
+def _widened(tensor: torch.Tensor, unit: int) -> torch.Tensor:
+    """Zeros make the last dimension a multiple of `unit`; they change neither logits nor outputs."""
+    missing = -tensor.shape[-1] % unit
     return F.pad(tensor, (0, missing)) if missing else tensor
 
 
@@ -122,7 +129,8 @@ class _Past:
         frame (`[D, D]`): takes queries to where the variance is counted.
         mean, variance (`[G, D]`), mean_value (`[G, Dv]`): of the granules, in the dtype of the keys.
         scattered (int64): the granules that every query visits.
-        keys, values: of all granules, and then the odd keys of all blocks, laid out for `walk` in vectors of 16 keys.
+        keys, values: of all granules, one vector that nobody attends, so that tiles may take odd ones in pairs, and the
+            odd keys of all blocks; in vectors of 16 keys, two of which lie as AMX takes them.
     """
 
     frame: torch.Tensor
@@ -139,7 +147,8 @@ class _Past:
         frame = frame_of(queries[None], key[None])
         cut = cut_into_granules(key[None], value[None], frame.keys, segment, granule)
         order, odd, mean, variance, mean_value, scattered = (part[0] for part in cut)
-        lanes = torch.cat([_whole_vectors(order), _whole_vectors(odd.view(-1, segment // granule))])
+        odd_lanes = _whole_vectors(odd.view(-1, segment // granule))
+        lanes = torch.cat([_whole_vectors(order), odd_lanes[:LANES], odd_lanes])
         keys, values = (x.index_select(0, lanes) for x in (key, value))
         placing = frame.queries[0].to(key.dtype)
         mean, variance, mean_value = (x.to(key.dtype) for x in (mean, variance, mean_value))
@@ -176,8 +185,9 @@ class _Rule:
     """How rows judge granules, and what follows from it for a segment."""
 
     def __init__(
-        self, scale: float, tau: float, target_mass: float | None, segment: int, granule: int, compensate: bool
+        self, scale: float, tau: float, target_mass: float | None, segment: int, granule: int, compensate: bool, tile: int
     ):
+        self.tile = tile
         self.segment, self.granule, self.compensate = segment, granule, compensate
         may_miss = -1.0 if target_mass is None else 1 - target_mass
         log_size = math.log(granule - 1)
@@ -198,18 +208,23 @@ class _Rule:
         # Whole vectors of granules; what lies beyond `count` has no mass.
         scores, bounds, weights = (queries.new_empty(len(queries), -(-count // LANES) * LANES) for _ in range(3))
         scores[:, count:], bounds[:, count:] = -torch.inf, 0
+        weights[:, count:] = 0  # torch's product on AMX takes numbers in pairs, and reads one too many
         torch.mm(queries, mean.T, out=scores[:, :count])
         torch.mm((queries @ past.frame).square(), variance.T, out=bounds[:, :count])
         acc = torch.zeros(len(queries), mean_value.shape[1], dtype=torch.float32, device="cpu")
         shares = torch.empty(4, len(queries), dtype=torch.float32, device="cpu")
-        walked = [x.flatten().numpy() for x in (_paired(queries), past.keys, past.values)]
-        attend_rows(
-            *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),
-            *(near_log_mass.numpy(), self.numbers, self.compensate, *walked, len(past.mean) * vectors, vectors),
-            self.segment // self.granule,
-            *((0,) * (queries.shape[1] // LANES), (0,) * (acc.shape[1] // LANES)),
-            *(_bits(weights), acc.numpy(), shares.numpy()),
-        )
+        judged = (_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy())
+        judged = (*judged, near_log_mass.numpy(), self.numbers, self.compensate)
+        keys, values = past.keys.flatten().numpy(), past.values.flatten().numpy()
+        odd_at, block = len(past.mean) * vectors + 1, self.segment // self.granule
+        widths = ((0,) * (queries.shape[1] // LANES), (0,) * (acc.shape[1] // LANES))
+        results = (_bits(weights), acc.numpy(), shares.numpy())
+        if self.tile == 1:
+            walked = (_paired(queries).flatten().numpy(), keys, values, odd_at, vectors, block)
+            attend_rows(*judged, *walked, *widths, *results)
+        else:
+            configuration = palette() if has_amx() else None
+            attend_tiles(*judged, _bits(queries), keys, values, odd_at, block, configuration, widths[0][::2], *results)
         near_share, total, missed, chosen = shares
         acc.addcmul_(near_out.float(), near_share[:, None]).add_(weights[:, :count] @ mean_value)
         visited = int(chosen.sum(dtype=torch.float64))

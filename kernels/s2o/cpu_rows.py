@@ -24,6 +24,7 @@ ROWS = 64  # rows that share keys in the cache
 PORTION = 64  # vectors of keys that all of them attend before the next
 MOST_MASS = np.float32(1e15)  # of a row, relative to where its weights are counted from
 MOST_EXP = np.float32(80)  # whose exponential is still far from what float32 holds
+ROUGH_EXP2 = (0.99992522, 0.69583351, 0.22606718, 0.07802452)  # of 2^x, 0 <= x < 1, with the least relative error
 
 
 @functools.cache
@@ -91,7 +92,7 @@ def attend_rows(
                 # A past may lie above the near keys by more than float32 holds: estimates are relative to the highest.
                 top = estimate(scores, bounds, rows[r], peak[r], numbers, mass, square)
                 exact = attended[r] * exp(peak[r] - top)
-                limit = _limit(mass[:count], square[:count], scattered, exact, numbers, held)
+                limit = limit_of(mass[:count], square[:count], scattered, exact, numbers, held)
                 visits[r] = _choose(square[:count], limit, vectors, chosen[r], mass)
                 factor = exp(min(top - peak[r], MOST_EXP))
                 left[r] = mass[:count].sum() * factor
@@ -138,7 +139,7 @@ def _choose(square, limit, vectors, chosen, mass):
 
 
 @jit(SUMS)
-def _limit(mass, square, scattered, exact, numbers, held):
+def limit_of(mass, square, scattered, exact, numbers, held):
     """
     The squared promise, relative like `square`, down to which a row visits; see `reference.threshold`. The `scattered`
     granules get one that no limit exceeds.
@@ -167,7 +168,7 @@ def _limit(mass, square, scattered, exact, numbers, held):
 # ---------------------------------------------------------------- vectors
 
 
-class _Vectors:
+class Vectors:
     """Writes vector instructions of `LANES` lanes."""
 
     def __init__(self, builder):
@@ -243,6 +244,22 @@ class _Vectors:
         exponent = builder.shl(power, self.constant(self.integer, 23))
         return builder.bitcast(builder.add(builder.bitcast(series, self.integer), exponent), self.float)
 
+    def rough_exp2(self, x):
+        """2^x to 1e-4, with AVX-512: what is rounded to bfloat16 afterwards needs no more."""
+        kind = ir.FunctionType(self.float, [self.float])
+        whole = self.builder.call(self.builder.module.declare_intrinsic("llvm.floor.v16f32", fnty=kind), [x])
+        rest = self.builder.fsub(x, whole)  # 0 to 1
+        series = self.constant(self.float, ROUGH_EXP2[-1])
+        for factor in ROUGH_EXP2[-2::-1]:
+            series = self.multiply_add(series, rest, self.constant(self.float, factor))
+        kind = ir.FunctionType(self.float, [self.float, self.float])
+        return self.builder.asm(kind, "vscalefps $2, $1, $0", "=v,v,v", [series, whole], False)
+
+    def rounded(self, low, high):
+        """32 bfloat16, in order, as 16 int32."""
+        kind = ir.FunctionType(self.integer, [self.float, self.float])
+        return self.builder.asm(kind, "vcvtne2ps2bf16 $1, $2, $0", "=v,v,v", [low, high], False)
+
     def to_pairs(self, x):
         """Lanes 2 j and 2 j + 1 of a float vector as pair j of bfloat16, eight int32."""
         builder = self.builder
@@ -289,7 +306,7 @@ def estimate(typing, scores, bounds, row, peak, numbers, mass, square):
     args = (scores, bounds, row, peak, numbers, mass, square)
 
     def codegen(context, builder, signature, given):
-        write = _Vectors(builder)
+        write = Vectors(builder)
         i64 = ir.IntType(64)
         held = {i: context.make_array(signature.args[i])(context, builder, given[i]) for i in (0, 1, 4, 5, 6)}
         count = builder.extract_value(held[5].shape, 0)
@@ -377,7 +394,7 @@ def walk(
     outputs = value_width.count  # vectors of an output row
 
     def codegen(context, builder, signature, given):
-        write = _Vectors(builder)
+        write = Vectors(builder)
         i64 = ir.IntType(64)
 
         def data(index: int):

@@ -1,0 +1,396 @@
+"""
+What neighbouring rows of S2O decide together on CPUs, for processors with AMX, which multiplies tiles of 16 rows.
+
+A row that visits granules by itself multiplies a vector with a matrix, which is what AMX does not help with. Here
+`TILE` neighbouring rows of a head visit the granules whose promise, as root mean square over these rows, reaches the
+threshold. A granule of 32 lanes is just what one AMX instruction sums over, and keys and values lie as it takes them
+(`cpu.py` packs them so), so that nothing is gathered: visits are read in place.
+
+Without AMX the same is done in loops, slowly, for tests. As in `cpu_rows.py`, sums are relative to a peak that is known
+before, so that the output stays in the registers of tiles along a portion of the list.
+"""
+
+import functools
+
+import llvmlite.binding as llvm
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ..jit import SUMS, exp, jit
+from .cpu_rows import LANES, MOST_EXP, MOST_MASS, Vectors, estimate, limit_of, store
+from .reference import TARGET_BINS
+
+TILE = 32  # rows that decide together: two AMX tiles, which share each tile of keys
+UNIT = 2 * LANES  # keys that are attended at a time: a granule, or the odd keys of two blocks
+PORTION = 16  # units whose weights stay in the first-level cache between the two products
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether this processor multiplies tiles of bfloat16, and the system lets this process use them."""
+    features = llvm.get_host_cpu_features()
+    if not all(features.get(name) for name in ("amx-tile", "amx-bf16", "avx512bf16")):
+        return False
+    llvm.initialize_native_asmparser()  # instructions are named below
+    return bool(torch.cpu._init_amx())
+
+
+@functools.cache
+def palette() -> np.ndarray:
+    """AMX's configuration: eight tiles of 16 rows of 64 bytes."""
+    configuration = np.zeros(64, np.uint8)
+    configuration[0] = 1
+    configuration[16:32:2] = 64  # bytes in a row, 16 bits each
+    configuration[48:56] = 16
+    return configuration
+
+
+# ---------------------------------------------------------------- tiles of rows
+
+
+@jit(SUMS)
+def attend_tiles(
+    scores,  # [R, at least G] dot products with means
+    bounds,  # [R, at least G] and of squared queries with variances
+    count,  # G
+    scattered,  # granules that every row visits
+    near_log_mass,  # [R]
+    numbers,
+    compensate,
+    queries,  # [R, D] bits of bfloat16
+    keys,
+    values,
+    odd_at,  # where the vectors of odd keys begin
+    block,  # granules in a block, and its odd keys
+    configuration,  # `palette()`, or None where there is no AMX
+    key_width,  # tuples whose lengths are constants of the compiled code
+    weights,  # [R, at least G] out: what each mean value weighs
+    acc,  # [R, Dv] out: sum of odd and visited values
+    shares,  # [4, R] out: near mass, total mass, missed share, granules visited
+):
+    """See `cpu_rows.attend_rows`."""
+    row_count, width = queries.shape
+    padded = bounds.shape[1]
+    odd_live = min(block, LANES)
+    past_odd = count // block * ((block + LANES - 1) // LANES)
+    # Two vectors at a time. Of an odd number the first goes with the one before it, whose lanes are dead.
+    leading = np.full(past_odd % 2, odd_at - 1, np.int32)
+    odd = (odd_at + past_odd % 2 + 2 * np.arange(past_odd // 2)).astype(np.int32)
+    mass, square = np.empty((TILE, padded), np.float32), np.empty((TILE, padded), np.float32)
+    change, share = np.empty(count, np.float32), np.empty(count, np.float32)
+    held = np.empty(TARGET_BINS + 1, np.float32)
+    visits = np.empty(count, np.int32)
+    rows, sums = np.zeros((TILE, width), np.uint16), np.empty((TILE, acc.shape[1]), np.float32)
+    lanes, peak = np.empty((TILE, LANES), np.float32), np.empty(TILE, np.float32)
+    attended, left = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    buffers = (np.empty((2, TILE, UNIT), np.float32), np.empty((PORTION, TILE, UNIT), np.uint16))
+    if configuration is not None:
+        before = np.empty(64, np.uint8)
+        keep_tiles(before)
+        set_tiles(configuration)
+    for begin in range(0, row_count, TILE):
+        todo = min(TILE, row_count - begin)
+        rows[:todo] = queries[begin : begin + todo]
+        peak[:todo], peak[todo:] = near_log_mass[begin : begin + todo], near_log_mass[begin]
+        again = True
+        while again:
+            sums[:], lanes[:] = 0, 0
+            place = (rows, keys, values, numbers[0], peak, sums, lanes, buffers, configuration, key_width)
+            _attend(leading, 0, odd_live, *place)
+            _attend(odd, odd_live, odd_live, *place)
+            for r in range(todo):
+                attended[r] = lanes[r].sum() + exp(near_log_mass[begin + r] - peak[r])
+            change[:], share[:] = 0, 0
+            for r in range(todo):
+                # A past may lie above the near keys by more than float32 holds: estimates are relative to the highest.
+                top = estimate(scores, bounds, begin + r, peak[r], numbers, mass[r], square[r])
+                own = np.float32(1) / (attended[r] * exp(peak[r] - top) + mass[r, :count].sum())
+                for i in range(count):
+                    share[i] += mass[r, i] * own
+                    change[i] += square[r, i] * own * own
+                left[r] = top
+            per_row = np.float32(1) / np.float32(todo)
+            for i in range(count):
+                share[i] *= per_row
+                change[i] *= per_row
+            limit = limit_of(share, change, scattered, np.float32(1) - share.sum(), numbers, held)
+            num_visits = 0
+            for i in range(count):
+                if not change[i] < limit:  # also where it is NaN, for the sake of the others of its tile
+                    visits[num_visits] = i * (UNIT // LANES)
+                    num_visits += 1
+            for r in range(todo):
+                factor = exp(min(left[r] - peak[r], MOST_EXP))
+                for i in range(count):
+                    mass[r, i] = mass[r, i] if change[i] < limit else np.float32(0)
+                is_huge = left[r] - peak[r] > MOST_EXP
+                left[r] = mass[r, :count].sum() * factor
+                if left[r] > 0 and is_huge:
+                    left[r] = np.inf
+                for i in range(count):
+                    store(weights, begin + r, i, mass[r, i] * factor if compensate else np.float32(0))
+            _attend(visits[:num_visits], LANES, LANES - 1, *place)
+            again = False
+            for r in range(todo):
+                row = begin + r
+                near = exp(near_log_mass[row] - peak[r])
+                exact = lanes[r].sum() + near
+                shares[0, row] = near
+                shares[1, row] = exact + left[r] if compensate else exact
+                shares[2, row] = left[r] / (exact + left[r]) if left[r] < np.inf else np.float32(1)
+                shares[3, row] = num_visits
+                if shares[1, row] > MOST_MASS:
+                    # Something lies so far above the near mass that sums may overflow: anew, from higher up.
+                    peak[r] += np.float32(60)
+                    again = True
+        acc[begin : begin + todo] = sums[:todo]
+    if configuration is not None:
+        set_tiles(before)
+
+
+@jit(SUMS)
+def _attend(
+    units, live, more_live, rows, keys, values, scale, peak, sums, lanes, buffers, configuration, key_width
+):
+    """
+    Adds the values of the `units`, told by their first vectors, to `sums`, and their weights, relative to `peak`, to
+    `lanes`. Of a unit's two vectors the first `live` and `more_live` keys count.
+    """
+    scores, weights = buffers
+    key_vector, value_vector = rows.shape[1] // 2 * LANES, sums.shape[1] * LANES // 2  # numbers, which are pairs
+    for first in range(0, units.size, PORTION):
+        portion = units[first : first + PORTION]
+        for u in range(portion.size + 1):
+            # The products of a unit are on their way while the one before it is weighed.
+            if u < portion.size:
+                at = np.int64(portion[u]) * key_vector
+                if configuration is None:
+                    _score_slowly(rows, keys[at : at + 2 * key_vector], scores[u % 2])
+                else:
+                    score_unit(rows, keys, at, scores[u % 2], key_width)
+            if u > 0:
+                if configuration is None:
+                    _weigh_slowly(scores[(u - 1) % 2], scale, peak, live, more_live, weights[u - 1], lanes)
+                else:
+                    for r in range(TILE):
+                        weigh(scores[(u - 1) % 2], r, scale, peak[r], live, more_live, weights[u - 1], lanes)
+        if configuration is None:
+            for u in range(portion.size):
+                at = np.int64(portion[u]) * value_vector
+                _sum_slowly(weights[u], values[at : at + 2 * value_vector], sums)
+        else:
+            for column in range(0, sums.shape[1], UNIT):
+                load_sums(sums, column)
+                for u in range(portion.size):
+                    sum_unit(weights[u], values, np.int64(portion[u]) * value_vector + column, sums)
+                store_sums(sums, column)
+
+
+# ---------------------------------------------------------------- in loops
+
+
+@jit(SUMS)
+def _score_slowly(rows, keys, scores):
+    """`scores [TILE, UNIT]` of the two vectors of `keys`, in pairs of dimensions."""
+    pairs = rows.shape[1] // 2
+    scores[:] = 0
+    for r in range(TILE):
+        for v in range(UNIT // LANES):
+            for j in range(pairs):
+                even, odd = _number(rows[r, 2 * j]), _number(rows[r, 2 * j + 1])
+                at = (v * pairs + j) * LANES
+                for lane in range(LANES):
+                    key = np.uint32(keys[at + lane])
+                    scores[r, v * LANES + lane] += even * _number(key) + odd * _number(key >> np.uint32(16))
+
+
+@jit(SUMS)
+def _weigh_slowly(scores, scale, peak, live, more_live, weights, lanes):
+    for r in range(TILE):
+        for i in range(UNIT):
+            is_live = i < live if i < LANES else i - LANES < more_live
+            weight = exp(min(scores[r, i] * scale - peak[r], MOST_EXP)) if is_live else np.float32(0)
+            lanes[r, i % LANES] += weight
+            store(weights, r, i, weight)
+
+
+@jit(SUMS)
+def _sum_slowly(weights, values, sums):
+    width = sums.shape[1]
+    for r in range(TILE):
+        for j in range(UNIT // 2):
+            even, odd = _number(weights[r, 2 * j]), _number(weights[r, 2 * j + 1])
+            for c in range(width):
+                pair = np.uint32(values[j * width + c])
+                sums[r, c] += even * _number(pair) + odd * _number(pair >> np.uint32(16))
+
+
+@jit(SUMS)
+def _number(bits):
+    """The float32 of the lowest 16 bits."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+# ---------------------------------------------------------------- by AMX
+
+
+class _Tiles:
+    """Writes instructions on AMX's registers, which LLVM knows nothing of: none but these may use them."""
+
+    def __init__(self, context, builder):
+        self.context, self.builder = context, builder
+        self.bytes = ir.IntType(8).as_pointer()
+
+    def write(self, instruction: str, *arguments) -> None:
+        kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+        constraints = ",".join(["r"] * len(arguments) + ["~{memory}"])
+        self.builder.asm(kind, instruction, constraints, list(arguments), True)
+
+    def place(self, array_type, array, *offsets):
+        """Address of the number at the sum of `offsets`, which are ints or int64."""
+        data = self.context.make_array(array_type)(self.context, self.builder, array).data
+        for offset in offsets:
+            offset = ir.IntType(64)(offset) if isinstance(offset, int) else offset
+            data = self.builder.gep(data, [offset])
+        return self.builder.bitcast(data, self.bytes)
+
+    def zero(self, tile: int) -> None:
+        self.write(f"tilezero %tmm{tile}")
+
+    def load(self, tile: int, place, stride) -> None:
+        """16 rows of 64 bytes, `stride` bytes apart."""
+        self.write(f"tileloadd ($0,$1,1), %tmm{tile}", place, stride)
+
+    def store(self, tile: int, place, stride) -> None:
+        self.write(f"tilestored %tmm{tile}, ($0,$1,1)", place, stride)
+
+    def multiply(self, tile: int, left: int, right: int) -> None:
+        """Adds the product of rows of 32 numbers and packed pairs of them."""
+        self.write(f"tdpbf16ps %tmm{right}, %tmm{left}, %tmm{tile}")
+
+    def multiply_four(self) -> None:
+        """Tiles 0 to 3 += rows in 4, 5 times columns in 6, 7."""
+        for tile in range(4):
+            self.multiply(tile, 4 + tile // 2, 6 + tile % 2)
+
+
+@intrinsic
+def keep_tiles(typing, before):
+    """Writes the configuration that is in force to `before`: torch's kernels rely on theirs."""
+
+    def codegen(context, builder, signature, args):
+        tiles = _Tiles(context, builder)
+        tiles.write("sttilecfg ($0)", tiles.place(before, args[0]))
+        return context.get_dummy_value()
+
+    return types.void(before), codegen
+
+
+@intrinsic
+def set_tiles(typing, configuration):
+    """Of all zeros: sets the registers free."""
+
+    def codegen(context, builder, signature, args):
+        tiles = _Tiles(context, builder)
+        tiles.write("ldtilecfg ($0)", tiles.place(configuration, args[0]))
+        return context.get_dummy_value()
+
+    return types.void(configuration), codegen
+
+
+@intrinsic
+def score_unit(typing, rows, keys, at, scores, key_width):
+    """`scores [TILE, UNIT]` = `rows [TILE, D]` times the two vectors of keys from `at`; D is 32 a step of `key_width`."""
+    args = (rows, keys, at, scores, key_width)
+    steps = key_width.count
+
+    def codegen(context, builder, signature, given):
+        tiles, i64 = _Tiles(context, builder), ir.IntType(64)
+        row_stride, lane_stride, score_stride = (i64(n) for n in (steps * 64, 64, UNIT * 4))
+        for tile in range(4):
+            tiles.zero(tile)
+        for step in range(steps):
+            for half in range(2):
+                tiles.load(4 + half, tiles.place(rows, given[0], (half * 16 * steps + step) * 32), row_stride)
+                tiles.load(6 + half, tiles.place(keys, given[1], given[2], (half * steps + step) * 256), lane_stride)
+            tiles.multiply_four()
+        for tile in range(4):
+            place = tiles.place(scores, given[3], tile // 2 * 16 * UNIT + tile % 2 * LANES)
+            tiles.store(tile, place, score_stride)
+        return context.get_dummy_value()
+
+    return types.void(*args), codegen
+
+
+def _sums_codegen(store_them: bool):
+    def codegen(context, builder, signature, args):
+        tiles = _Tiles(context, builder)
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        width = builder.extract_value(array.shape, 1)
+        stride = builder.shl(width, ir.IntType(64)(2))
+        for tile in range(4):
+            down = builder.mul(width, ir.IntType(64)(tile // 2 * 16))
+            place = tiles.place(signature.args[0], args[0], args[1], down, tile % 2 * LANES)
+            (tiles.store if store_them else tiles.load)(tile, place, stride)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+@intrinsic
+def load_sums(typing, sums, column):
+    """Columns `column` to `column + 32` of `sums [TILE, Dv]`."""
+    return types.void(sums, types.int64), _sums_codegen(False)
+
+
+@intrinsic
+def store_sums(typing, sums, column):
+    return types.void(sums, types.int64), _sums_codegen(True)
+
+
+@intrinsic
+def sum_unit(typing, weights, values, at, sums):
+    """Adds `weights [TILE, UNIT]` times 32 columns of values from `at`, in rows of pairs as wide as `sums`."""
+    args = (weights, values, at, sums)
+
+    def codegen(context, builder, signature, given):
+        tiles, i64 = _Tiles(context, builder), ir.IntType(64)
+        array = context.make_array(signature.args[3])(context, builder, given[3])
+        stride = builder.shl(builder.extract_value(array.shape, 1), i64(2))
+        for half in range(2):
+            tiles.load(4 + half, tiles.place(weights, given[0], half * 16 * UNIT), i64(UNIT * 2))
+            tiles.load(6 + half, tiles.place(values, given[1], given[2], half * LANES), stride)
+        tiles.multiply_four()
+        return context.get_dummy_value()
+
+    return types.void(*args), codegen
+
+
+@intrinsic
+def weigh(typing, scores, row, scale, peak, live, more_live, weights, lanes):
+    """exp(scale score - peak) of a row's `UNIT` scores, 0 where a lane is not live: to `weights`, and added to `lanes`."""
+    args = (scores, types.int64, types.float32, types.float32, types.int64, types.int64, weights, lanes)
+
+    def codegen(context, builder, signature, given):
+        write, tiles, i64 = Vectors(builder), _Tiles(context, builder), ir.IntType(64)
+        at = builder.mul(given[1], i64(UNIT))
+        to_log2 = ir.FloatType()(1.4426950408889634)
+        factor, offset = (write.splat(builder.fmul(x, to_log2)) for x in (given[2], builder.fneg(given[3])))
+        sums = tiles.place(lanes, given[7], builder.mul(given[1], i64(LANES)))
+        total, parts = write.load(sums, write.float), []
+        for half in range(2):
+            scored = write.load(tiles.place(scores, given[0], at, half * LANES), write.float)
+            weight = write.rough_exp2(write.multiply_add(scored, factor, offset))
+            limit = write.splat(builder.trunc(given[4 + half], ir.IntType(32)))
+            is_live = builder.icmp_signed("<", ir.Constant(write.integer, list(range(LANES))), limit)
+            weight = builder.select(is_live, weight, write.constant(write.float, 0.0))
+            total = builder.fadd(total, weight)
+            parts.append(weight)
+        write.store(total, sums)
+        write.store(write.rounded(*parts), tiles.place(weights, given[6], at))
+        return context.get_dummy_value()
+
+    return types.void(*args), codegen
