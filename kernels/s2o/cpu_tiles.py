@@ -20,8 +20,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..jit import SUMS, exp, jit
-from .cpu_rows import LANES, MOST_EXP, MOST_MASS, Vectors, estimate, limit_of, store
-from .reference import TARGET_BINS
+from .cpu_rows import LANES, MOST_EXP, MOST_MASS, ROUGH_EXP2, Vectors, limit_of
+from .reference import MAX_LIFT, TARGET_BINS
 
 TILE = 32  # rows that decide together: two AMX tiles, which share each tile of keys
 UNIT = 2 * LANES  # keys that are attended at a time: a granule, or the odd keys of two blocks
@@ -79,13 +79,14 @@ def attend_tiles(
     # Two vectors at a time. Of an odd number the first goes with the one before it, whose lanes are dead.
     leading = np.full(past_odd % 2, odd_at - 1, np.int32)
     odd = (odd_at + past_odd % 2 + 2 * np.arange(past_odd // 2)).astype(np.int32)
-    mass, square = np.empty((TILE, padded), np.float32), np.empty((TILE, padded), np.float32)
-    change, share = np.empty(count, np.float32), np.empty(count, np.float32)
+    mass, lift = np.empty((TILE, padded), np.float32), np.empty(padded, np.float32)
+    change, share = np.empty(padded, np.float32), np.empty(padded, np.float32)
+    kept = np.zeros(padded, np.float32)  # 1 where a granule enters by its mean
     held = np.empty(TARGET_BINS + 1, np.float32)
     visits = np.empty(count, np.int32)
     rows, sums = np.zeros((TILE, width), np.uint16), np.empty((TILE, acc.shape[1]), np.float32)
     lanes, peak = np.empty((TILE, LANES), np.float32), np.empty(TILE, np.float32)
-    attended, left = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    attended, left, top = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     buffers = (np.empty((2, TILE, UNIT), np.float32), np.empty((PORTION, TILE, UNIT), np.uint16))
     if configuration is not None:
         before = np.empty(64, np.uint8)
@@ -106,32 +107,25 @@ def attend_tiles(
             change[:], share[:] = 0, 0
             for r in range(todo):
                 # A past may lie above the near keys by more than float32 holds: estimates are relative to the highest.
-                top = estimate(scores, bounds, begin + r, peak[r], numbers, mass[r], square[r])
-                own = np.float32(1) / (attended[r] * exp(peak[r] - top) + mass[r, :count].sum())
-                for i in range(count):
-                    share[i] += mass[r, i] * own
-                    change[i] += square[r, i] * own * own
-                left[r] = top
-            per_row = np.float32(1) / np.float32(todo)
+                top[r] = _expect(scores[begin + r], bounds[begin + r], peak[r], numbers, mass[r], lift)
+                total = _exp_all(mass[r], top[r]) + attended[r] * exp(peak[r] - top[r])
+                _promise(mass[r], lift, np.float32(1) / total, np.float32(1) / np.float32(todo), change, share)
+            per_key = np.float32(1) / numbers[1]
             for i in range(count):
-                share[i] *= per_row
-                change[i] *= per_row
-            limit = limit_of(share, change, scattered, np.float32(1) - share.sum(), numbers, held)
+                change[i] *= per_key
+            own_share = np.float32(1) - share[:count].sum()
+            limit = limit_of(share[:count], change[:count], scattered, own_share, numbers, held)
             num_visits = 0
             for i in range(count):
-                if not change[i] < limit:  # also where it is NaN, for the sake of the others of its tile
+                kept[i] = change[i] < limit  # not where it is NaN, for the sake of the others of the tile
+                if kept[i] == 0:
                     visits[num_visits] = i * (UNIT // LANES)
                     num_visits += 1
             for r in range(todo):
-                factor = exp(min(left[r] - peak[r], MOST_EXP))
-                for i in range(count):
-                    mass[r, i] = mass[r, i] if change[i] < limit else np.float32(0)
-                is_huge = left[r] - peak[r] > MOST_EXP
-                left[r] = mass[r, :count].sum() * factor
-                if left[r] > 0 and is_huge:
+                factor = exp(min(top[r] - peak[r], MOST_EXP))
+                left[r] = _leave(mass[r], kept, factor, compensate, weights[begin + r])
+                if left[r] > 0 and top[r] - peak[r] > MOST_EXP:
                     left[r] = np.inf
-                for i in range(count):
-                    store(weights, begin + r, i, mass[r, i] * factor if compensate else np.float32(0))
             _attend(visits[:num_visits], LANES, LANES - 1, *place)
             again = False
             for r in range(todo):
@@ -149,6 +143,78 @@ def attend_tiles(
         acc[begin : begin + todo] = sums[:todo]
     if configuration is not None:
         set_tiles(before)
+
+
+@jit(SUMS)
+def _expect(scores, bounds, peak, numbers, log_mass, lift):
+    """
+    Writes the logarithm of the mass that a row expects of each granule, and the lift in it; see `reference.judge`.
+    Returns the highest of the former and `peak`.
+    """
+    scale, log_size, critical, most = numbers[0], numbers[4], numbers[5], np.float32(MAX_LIFT)
+    highest = peak
+    for i in range(scores.size):
+        spread = np.sqrt(_number(bounds[i])) * scale
+        uncritical = critical if spread > critical else spread
+        lifted = uncritical * (spread - uncritical * np.float32(0.5))
+        lift[i] = most if lifted > most else lifted
+        log_mass[i] = _number(scores[i]) * scale + lift[i] + log_size
+        highest = max(highest, log_mass[i])
+    return highest
+
+
+@jit(SUMS)
+def _exp_all(numbers, top):
+    """exp(numbers - top) in place; returns the sum."""
+    total = np.float32(0)
+    for i in range(numbers.size):
+        numbers[i] = rough_exp(numbers[i] - top)
+        total += numbers[i]
+    return total
+
+
+@jit(SUMS)
+def _promise(mass, lift, factor, share_of_tile, change, share):
+    """Adds a row's squared promises, times n, to `change`, and its shares of the mass to `share`."""
+    for i in range(mass.size):
+        own = mass[i] * factor
+        lifted = rough_exp(lift[i])
+        # mass^2 (exp(2 lift) - 1); neither is squared by itself: what is tiny or huge would leave float32.
+        squared = own * max(lifted - np.float32(1), np.float32(0)) * (own * (lifted + np.float32(1)))
+        change[i] += share_of_tile * (np.float32(np.inf) if lift[i] >= np.float32(MAX_LIFT) else squared)
+        share[i] += share_of_tile * own
+
+
+@jit(SUMS)
+def _leave(mass, kept, factor, compensate, weights):
+    """The weights of the mean values of the granules that are `kept` from a visit, as bits, and their sum."""
+    total = np.float32(0)
+    enter = factor if compensate else np.float32(0)
+    for i in range(mass.size):
+        left = mass[i] * kept[i]
+        total += left
+        weights[i] = _bits(left * enter)
+    return total * factor
+
+
+@jit(SUMS)
+def rough_exp(x):
+    """exp of a float32 up to 88, to 3e-6."""
+    x = x * np.float32(1.44269504)
+    x = np.float32(-126) if x < np.float32(-126) else x  # a NaN stays one
+    power = np.floor(x)
+    rest = x - power
+    series = np.float32(ROUGH_EXP2[4])
+    for k in (3, 2, 1, 0):
+        series = series * rest + np.float32(ROUGH_EXP2[k])
+    return series * np.int32((np.int32(power) + 127) << 23).view(np.float32)
+
+
+@jit(SUMS)
+def _bits(x):
+    """A float32 rounded to the bits of bfloat16."""
+    bits = np.float32(x).view(np.uint32)
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
 @jit(SUMS)
@@ -212,9 +278,10 @@ def _weigh_slowly(scores, scale, peak, live, more_live, weights, lanes):
     for r in range(TILE):
         for i in range(UNIT):
             is_live = i < live if i < LANES else i - LANES < more_live
-            weight = exp(min(scores[r, i] * scale - peak[r], MOST_EXP)) if is_live else np.float32(0)
+            logit = scores[r, i] * scale - peak[r]
+            weight = exp(MOST_EXP if logit > MOST_EXP else logit) if is_live else np.float32(0)
             lanes[r, i % LANES] += weight
-            store(weights, r, i, weight)
+            weights[r, i] = _bits(weight)
 
 
 @jit(SUMS)
