@@ -100,7 +100,7 @@ def _attend_near(
     ratio, count, _ = queries.shape
     offset = keys.shape[0] - count
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    if offset == 0:
+    if offset == 0 and queries.dtype == torch.bfloat16 and has_amx():
         own = [x.expand(1, ratio, count, width) for x in (keys, values)]
         out, log_mass = attend(queries[None], *own, is_causal=True, scale=scale)
         return out[..., :value_dim].flatten(0, 2), log_mass.flatten()

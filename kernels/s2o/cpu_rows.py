@@ -210,6 +210,19 @@ class Vectors:
             highest = self.builder.select(self.builder.fcmp_ordered(">", lane, highest), lane, highest)
         return highest
 
+    def total(self, vector):
+        """Sum of the lanes."""
+        width = LANES
+        while width > 1:  # halves are added up
+            width //= 2
+            half = ir.VectorType(ir.IntType(32), width)
+            low, high = (
+                self.builder.shuffle_vector(vector, vector, ir.Constant(half, list(range(at, at + width))))
+                for at in (0, width)
+            )
+            vector = self.builder.fadd(low, high)
+        return self.lane(vector, 0)
+
     def least(self, a, b):
         return self.builder.select(self.builder.fcmp_ordered("<", a, b), a, b)
 
@@ -245,15 +258,19 @@ class Vectors:
         return builder.bitcast(builder.add(builder.bitcast(series, self.integer), exponent), self.float)
 
     def rough_exp2(self, x):
-        """2^x to 3e-6, with AVX-512: what is rounded to bfloat16 afterwards needs no more."""
+        """2^x to 3e-6, as bfloat16 needs no more: between 2^-126 and 2^127; a NaN stays one."""
+        builder = self.builder
+        x = self.most(self.constant(self.float, -126.0), x)
+        x = self.least(self.constant(self.float, 127.0), x)
         kind = ir.FunctionType(self.float, [self.float])
-        whole = self.builder.call(self.builder.module.declare_intrinsic("llvm.floor.v16f32", fnty=kind), [x])
-        rest = self.builder.fsub(x, whole)  # 0 to 1
+        whole = builder.call(builder.module.declare_intrinsic("llvm.floor.v16f32", fnty=kind), [x])
+        rest = builder.fsub(x, whole)  # 0 to 1
         series = self.constant(self.float, ROUGH_EXP2[-1])
         for factor in ROUGH_EXP2[-2::-1]:
             series = self.multiply_add(series, rest, self.constant(self.float, factor))
-        kind = ir.FunctionType(self.float, [self.float, self.float])
-        return self.builder.asm(kind, "vscalefps $2, $1, $0", "=v,v,v", [series, whole], False)
+        power = builder.add(builder.fptosi(whole, self.integer), self.constant(self.integer, 127))
+        power = builder.shl(power, self.constant(self.integer, 23))
+        return builder.fmul(series, builder.bitcast(power, self.float))
 
     def rounded(self, low, high):
         """32 bfloat16, in order, as 16 int32."""

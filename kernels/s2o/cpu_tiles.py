@@ -11,20 +11,23 @@ before, so that the output stays in the registers of tiles along a portion of th
 """
 
 import functools
+import math
 
 import llvmlite.binding as llvm
 import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..jit import SUMS, exp, jit
-from .cpu_rows import LANES, MOST_EXP, MOST_MASS, ROUGH_EXP2, Vectors, limit_of
+from .cpu_rows import LANES, MOST_EXP, MOST_MASS, Vectors, limit_of
 from .reference import MAX_LIFT, TARGET_BINS
 
 TILE = 32  # rows that decide together: two AMX tiles, which share each tile of keys
 UNIT = 2 * LANES  # keys that are attended at a time: a granule, or the odd keys of two blocks
+LOG2_E = 1 / math.log(2)
 PORTION = 16  # units whose weights stay in the first-level cache between the two products
 
 
@@ -105,11 +108,13 @@ def attend_tiles(
             for r in range(todo):
                 attended[r] = lanes[r].sum() + exp(near_log_mass[begin + r] - peak[r])
             change[:], share[:] = 0, 0
+            part = np.float32(1) / np.float32(todo)
             for r in range(todo):
                 # A past may lie above the near keys by more than float32 holds: estimates are relative to the highest.
-                top[r] = _expect(scores[begin + r], bounds[begin + r], peak[r], numbers, mass[r], lift)
-                total = _exp_all(mass[r], top[r]) + attended[r] * exp(peak[r] - top[r])
-                _promise(mass[r], lift, np.float32(1) / total, np.float32(1) / np.float32(todo), change, share)
+                highest = expect(scores[begin + r], bounds[begin + r], peak[r], numbers, mass[r], lift)
+                top[r] = highest * np.float32(1 / LOG2_E)
+                total = exp2_of(mass[r], highest) + attended[r] * exp(peak[r] - top[r])
+                promise(mass[r], lift, np.float32(1) / total, part, change, share)
             per_key = np.float32(1) / numbers[1]
             for i in range(count):
                 change[i] *= per_key
@@ -123,7 +128,8 @@ def attend_tiles(
                     num_visits += 1
             for r in range(todo):
                 factor = exp(min(top[r] - peak[r], MOST_EXP))
-                left[r] = _leave(mass[r], kept, factor, compensate, weights[begin + r])
+                entering = factor if compensate else np.float32(0)
+                left[r] = leave(mass[r], kept, entering, weights[begin + r]) * factor
                 if left[r] > 0 and top[r] - peak[r] > MOST_EXP:
                     left[r] = np.inf
             _attend(visits[:num_visits], LANES, LANES - 1, *place)
@@ -143,78 +149,6 @@ def attend_tiles(
         acc[begin : begin + todo] = sums[:todo]
     if configuration is not None:
         set_tiles(before)
-
-
-@jit(SUMS)
-def _expect(scores, bounds, peak, numbers, log_mass, lift):
-    """
-    Writes the logarithm of the mass that a row expects of each granule, and the lift in it; see `reference.judge`.
-    Returns the highest of the former and `peak`.
-    """
-    scale, log_size, critical, most = numbers[0], numbers[4], numbers[5], np.float32(MAX_LIFT)
-    highest = peak
-    for i in range(scores.size):
-        spread = np.sqrt(_number(bounds[i])) * scale
-        uncritical = critical if spread > critical else spread
-        lifted = uncritical * (spread - uncritical * np.float32(0.5))
-        lift[i] = most if lifted > most else lifted
-        log_mass[i] = _number(scores[i]) * scale + lift[i] + log_size
-        highest = max(highest, log_mass[i])
-    return highest
-
-
-@jit(SUMS)
-def _exp_all(numbers, top):
-    """exp(numbers - top) in place; returns the sum."""
-    total = np.float32(0)
-    for i in range(numbers.size):
-        numbers[i] = rough_exp(numbers[i] - top)
-        total += numbers[i]
-    return total
-
-
-@jit(SUMS)
-def _promise(mass, lift, factor, share_of_tile, change, share):
-    """Adds a row's squared promises, times n, to `change`, and its shares of the mass to `share`."""
-    for i in range(mass.size):
-        own = mass[i] * factor
-        lifted = rough_exp(lift[i])
-        # mass^2 (exp(2 lift) - 1); neither is squared by itself: what is tiny or huge would leave float32.
-        squared = own * max(lifted - np.float32(1), np.float32(0)) * (own * (lifted + np.float32(1)))
-        change[i] += share_of_tile * (np.float32(np.inf) if lift[i] >= np.float32(MAX_LIFT) else squared)
-        share[i] += share_of_tile * own
-
-
-@jit(SUMS)
-def _leave(mass, kept, factor, compensate, weights):
-    """The weights of the mean values of the granules that are `kept` from a visit, as bits, and their sum."""
-    total = np.float32(0)
-    enter = factor if compensate else np.float32(0)
-    for i in range(mass.size):
-        left = mass[i] * kept[i]
-        total += left
-        weights[i] = _bits(left * enter)
-    return total * factor
-
-
-@jit(SUMS)
-def rough_exp(x):
-    """exp of a float32 up to 88, to 3e-6."""
-    x = x * np.float32(1.44269504)
-    x = np.float32(-126) if x < np.float32(-126) else x  # a NaN stays one
-    power = np.floor(x)
-    rest = x - power
-    series = np.float32(ROUGH_EXP2[4])
-    for k in (3, 2, 1, 0):
-        series = series * rest + np.float32(ROUGH_EXP2[k])
-    return series * np.int32((np.int32(power) + 127) << 23).view(np.float32)
-
-
-@jit(SUMS)
-def _bits(x):
-    """A float32 rounded to the bits of bfloat16."""
-    bits = np.float32(x).view(np.uint32)
-    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
 @jit(SUMS)
@@ -299,6 +233,140 @@ def _sum_slowly(weights, values, sums):
 def _number(bits):
     """The float32 of the lowest 16 bits."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@jit(SUMS)
+def _bits(x):
+    """A float32 rounded to the bits of bfloat16."""
+    bits = np.float32(x).view(np.uint32)
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+# ---------------------------------------------------------------- a row's granules
+
+
+class _Row:
+    """Goes through arrays of one row, or of a tile, `LANES` granules at a time."""
+
+    def __init__(self, context, builder, signature, arguments):
+        self.write, self.builder, self.given = Vectors(builder), builder, arguments
+        self.kinds = signature.args
+        self.arrays = {
+            at: context.make_array(kind)(context, builder, arguments[at])
+            for at, kind in enumerate(signature.args)
+            if isinstance(kind, types.Array)
+        }
+
+    def splat(self, argument: int):
+        return self.write.splat(self.given[argument])
+
+    def element(self, argument: int, index: int):
+        """One number of an array, in all lanes."""
+        return self.write.splat(self.builder.load(self.builder.gep(self.arrays[argument].data, [ir.IntType(64)(index)])))
+
+    def steps(self, argument: int):
+        """Places 0, `LANES`, ... of a one-dimensional array."""
+        size, i64 = self.builder.extract_value(self.arrays[argument].shape, 0), ir.IntType(64)
+        return cgutils.for_range_slice(self.builder, i64(0), size, i64(LANES), i64)
+
+    def place(self, argument: int, at):
+        return self.builder.gep(self.arrays[argument].data, [at])
+
+    def load(self, argument: int, at):
+        return self.write.load_number(self.place(argument, at), self.kinds[argument].dtype)
+
+    def store(self, vector, argument: int, at) -> None:
+        self.write.store(vector, self.place(argument, at))
+
+
+@intrinsic
+def expect(typing, scores, bounds, peak, numbers, log_mass, lift):
+    """
+    Writes log2 of the mass that a row expects of each granule, and the lift in it, in base 2 as well; see
+    `reference.judge`. Returns the highest of the former and of log2 of `peak`, which is a logarithm.
+    """
+    args = (scores, bounds, peak, numbers, log_mass, lift)
+
+    def codegen(context, builder, signature, given):
+        row = _Row(context, builder, signature, given)
+        write = row.write
+        to_log2 = write.constant(write.float, LOG2_E)
+        scale, log_size, critical = (row.element(3, index) for index in (0, 4, 5))
+        scale2, size2 = builder.fmul(scale, to_log2), builder.fmul(log_size, to_log2)
+        most, half = write.constant(write.float, MAX_LIFT), write.constant(write.float, 0.5)
+        highest = cgutils.alloca_once_value(builder, builder.fmul(row.splat(2), to_log2))
+        with row.steps(4) as (at, _):
+            spread = builder.fmul(write.square_root(row.load(1, at)), scale)
+            uncritical = write.least(critical, spread)
+            lifted = builder.fmul(uncritical, builder.fsub(spread, builder.fmul(uncritical, half)))
+            lifted = builder.fmul(write.least(most, lifted), to_log2)
+            mass = write.multiply_add(row.load(0, at), scale2, builder.fadd(lifted, size2))
+            row.store(mass, 4, at)
+            row.store(lifted, 5, at)
+            builder.store(write.most(mass, builder.load(highest)), highest)
+        return write.highest_lane(builder.load(highest))
+
+    return types.float32(*args), codegen
+
+
+@intrinsic
+def exp2_of(typing, numbers, top):
+    """2^(numbers - top) in place, and the sum."""
+
+    def codegen(context, builder, signature, given):
+        row = _Row(context, builder, signature, given)
+        write, top = row.write, row.splat(1)
+        total = cgutils.alloca_once_value(builder, write.constant(write.float, 0.0))
+        with row.steps(0) as (at, _):
+            mass = write.rough_exp2(builder.fsub(row.load(0, at), top))
+            row.store(mass, 0, at)
+            builder.store(builder.fadd(builder.load(total), mass), total)
+        return write.total(builder.load(total))
+
+    return types.float32(numbers, top), codegen
+
+
+@intrinsic
+def promise(typing, mass, lift, factor, part, change, share):
+    """Adds `part` of a row's squared promises, times n, to `change`, and of `factor` times its masses to `share`."""
+    args = (mass, lift, factor, part, change, share)
+
+    def codegen(context, builder, signature, given):
+        row = _Row(context, builder, signature, given)
+        write, factor, part = row.write, row.splat(2), row.splat(3)
+        one, none = write.constant(write.float, 1.0), write.constant(write.float, 0.0)
+        most = write.constant(write.float, MAX_LIFT * LOG2_E)
+        with row.steps(0) as (at, _):
+            own, lift = builder.fmul(row.load(0, at), factor), row.load(1, at)
+            lifted = write.rough_exp2(lift)
+            # mass^2 (x^2 - 1) with x = exp(lift): neither is squared by itself, which might leave float32.
+            gained = write.most(none, builder.fsub(lifted, one))
+            squared = builder.fmul(builder.fmul(own, gained), builder.fmul(own, builder.fadd(lifted, one)))
+            untrusted = builder.fcmp_ordered(">=", lift, most)
+            squared = builder.select(untrusted, write.constant(write.float, math.inf), squared)
+            row.store(write.multiply_add(squared, part, row.load(4, at)), 4, at)
+            row.store(write.multiply_add(own, part, row.load(5, at)), 5, at)
+        return context.get_dummy_value()
+
+    return types.void(*args), codegen
+
+
+@intrinsic
+def leave(typing, mass, kept, factor, weights):
+    """Writes bits of `factor` times the masses that are `kept` from a visit (1, or else 0); returns these masses' sum."""
+    args = (mass, kept, factor, weights)
+
+    def codegen(context, builder, signature, given):
+        row = _Row(context, builder, signature, given)
+        write, factor = row.write, row.splat(2)
+        total = cgutils.alloca_once_value(builder, write.constant(write.float, 0.0))
+        with row.steps(0) as (at, _):
+            left = builder.fmul(row.load(0, at), row.load(1, at))
+            builder.store(builder.fadd(builder.load(total), left), total)
+            row.store(write.to_pairs(builder.fmul(left, factor)), 3, at)
+        return write.total(builder.load(total))
+
+    return types.float32(*args), codegen
 
 
 # ---------------------------------------------------------------- by AMX
@@ -444,7 +512,7 @@ def weigh(typing, scores, row, scale, peak, live, more_live, weights, lanes):
     def codegen(context, builder, signature, given):
         write, tiles, i64 = Vectors(builder), _Tiles(context, builder), ir.IntType(64)
         at = builder.mul(given[1], i64(UNIT))
-        to_log2 = ir.FloatType()(1.4426950408889634)
+        to_log2 = ir.FloatType()(LOG2_E)
         factor, offset = (write.splat(builder.fmul(x, to_log2)) for x in (given[2], builder.fneg(given[3])))
         sums = tiles.place(lanes, given[7], builder.mul(given[1], i64(LANES)))
         total, parts = write.load(sums, write.float), []
