@@ -6,7 +6,7 @@ where the processor has the instruction (AVX-512 BF16); any other dtype is compu
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,21 +51,24 @@ def s2o_prefill(
     grouped = query.unflatten(1, (kv_heads, -1))  # [B, Hkv, ratio, q_len, D]
     out = torch.empty(*grouped.shape[:4], value.shape[3], dtype=given, device="cpu")
     spans = segment_spans(q_len, kv_len, segment)
-    rule = _Rule(scale, tau, target_mass, segment, granule, compensate, tile)
+    rule = _Rule(scale, tau, target_mass, segment, granule, compensate)
 
     def prepare(head: tuple[int, int]) -> _Past:
-        return _Past.of(grouped[head], key[head], value[head], segment, granule)
+        return _Past.of(grouped[head], key[head], value[head], segment, granule, tile)
 
     def attend(item: tuple[tuple[int, int], _Past, tuple[int, int]]) -> tuple[int, float]:
         head, past, (begin, end) = item
         rows = slice(begin - (kv_len - q_len), end - (kv_len - q_len))
         first = begin // segment * segment
         queries = grouped[head][:, rows]
-        near, log_mass = _attend_near(queries, key[head][first:end], value[head][first:end], scale)
-        if sinks is not None:
-            own = sinks.float().view(kv_heads, -1)[head[1]]
-            near, log_mass = join_sink(near, log_mass, own.repeat_interleave(end - begin))
-        result, visited, missed = rule.attend(queries.flatten(0, 1), near, log_mass, past, first // granule)
+        sink = torch.full((len(queries),), -torch.inf) if sinks is None else sinks.float().view(kv_heads, -1)[head[1]]
+        sink = sink.repeat_interleave(end - begin)
+        if tile == 1:
+            near, log_mass = _attend_near(queries, key[head][first:end], value[head][first:end], scale)
+            near, log_mass = join_sink(near, log_mass, sink)
+            result, visited, missed = rule.attend_rows(queries.flatten(0, 1), near, log_mass, past, first // granule)
+        else:
+            result, visited, missed = rule.attend_tiles(queries, sink, past, first, begin)
         out[head][:, rows] = result.view(-1, end - begin, value.shape[3])
         near_pairs = count_causal_pairs(end - begin, end - first) + (end - begin) * (first // granule)
         return near_pairs * (heads // kv_heads) + visited * (granule - 1), missed
@@ -99,11 +102,6 @@ def _attend_near(
     queries, keys, values = (F.pad(x, (0, width - x.shape[-1])) for x in (queries, keys, values))
     ratio, count, _ = queries.shape
     offset = keys.shape[0] - count
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    if offset == 0 and queries.dtype == torch.bfloat16 and has_amx():
-        own = [x.expand(1, ratio, count, width) for x in (keys, values)]
-        out, log_mass = attend(queries[None], *own, is_causal=True, scale=scale)
-        return out[..., :value_dim].flatten(0, 2), log_mass.flatten()
     pieces = []
     # Torch's kernel computes what it masks: a step's last keys are the only ones that some of its rows do not see.
     for begin in range(0, count, NEAR_ROWS):
@@ -136,6 +134,7 @@ class _Past:
         scattered (int64): the granules that every query visits.
         keys, values: of all granules, one vector that nobody attends, so that tiles may take odd ones in pairs, and the
             odd keys of all blocks; in vectors of 16 keys, two of which lie as AMX takes them.
+        near_keys, near_values: for tiles, all keys in sequence, laid out likewise.
     """
 
     frame: torch.Tensor
@@ -145,9 +144,13 @@ class _Past:
     scattered: torch.Tensor
     keys: torch.Tensor
     values: torch.Tensor
+    near_keys: torch.Tensor | None = None
+    near_values: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: int, granule: int) -> "_Past":
+    def of(
+        cls, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: int, granule: int, tile: int
+    ) -> "_Past":
         """From `queries [ratio, q_len, D]`, `key [n, D]` and `value [n, Dv]` of one KV head."""
         frame = frame_of(queries[None], key[None])
         cut = cut_into_granules(key[None], value[None], frame.keys, segment, granule)
@@ -158,7 +161,11 @@ class _Past:
         placing = frame.queries[0].to(key.dtype)
         mean, variance, mean_value = (x.to(key.dtype) for x in (mean, variance, mean_value))
         scattered = scattered.nonzero().flatten()
-        return cls(placing, mean, variance, mean_value, scattered, _pack_keys(keys), _pack_values(values))
+        past = cls(placing, mean, variance, mean_value, scattered, _pack_keys(keys), _pack_values(values))
+        if tile == 1:
+            return past
+        key, value = (F.pad(x, (0, 0, 0, -len(x) % UNIT)) for x in (key, value))
+        return replace(past, near_keys=_pack_keys(key), near_values=_pack_values(value))
 
 
 def _whole_vectors(positions: torch.Tensor) -> torch.Tensor:
@@ -190,16 +197,15 @@ class _Rule:
     """How rows judge granules, and what follows from it for a segment."""
 
     def __init__(
-        self, scale: float, tau: float, target_mass: float | None, segment: int, granule: int, compensate: bool, tile: int
+        self, scale: float, tau: float, target_mass: float | None, segment: int, granule: int, compensate: bool
     ):
-        self.tile = tile
         self.segment, self.granule, self.compensate = segment, granule, compensate
         may_miss = -1.0 if target_mass is None else 1 - target_mass
         log_size = math.log(granule - 1)
         critical = math.sqrt(2 * log_size)
         self.numbers = np.array([scale, granule - 1, tau, may_miss, log_size, critical], dtype=np.float32)
 
-    def attend(
+    def attend_rows(
         self, queries: torch.Tensor, near_out: torch.Tensor, near_log_mass: torch.Tensor, past: _Past, count: int
     ) -> tuple[torch.Tensor, int, float]:
         """
@@ -208,32 +214,62 @@ class _Rule:
         """
         if count == 0:
             return near_out, 0, 0.0
-        mean, variance, mean_value = (part[:count] for part in (past.mean, past.variance, past.mean_value))
+        scores, bounds, weights = self._compare(queries, past, count)
+        acc = torch.zeros(len(queries), past.values.shape[1], dtype=torch.float32, device="cpu")
+        shares = torch.empty(4, len(queries), dtype=torch.float32, device="cpu")
         vectors = self.granule // LANES
-        # Whole vectors of granules; what lies beyond `count` has no mass.
+        attend_rows(
+            *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),
+            *(near_log_mass.numpy(), self.numbers, self.compensate),
+            *(x.flatten().numpy() for x in (_paired(queries), past.keys, past.values)),
+            *(len(past.mean) * vectors + 1, vectors, self.segment // self.granule),
+            *((0,) * (queries.shape[1] // LANES), (0,) * (acc.shape[1] // LANES)),
+            *(_bits(weights), acc.numpy(), shares.numpy()),
+        )
+        near_share, total, missed, chosen = shares
+        acc.addcmul_(near_out.float(), near_share[:, None]).add_(weights[:, :count] @ past.mean_value[:count])
+        visited = int(chosen.sum(dtype=torch.float64))
+        return acc.div_(total[:, None]), visited, float(missed.sum(dtype=torch.float64))
+
+    def attend_tiles(
+        self, queries: torch.Tensor, sinks: torch.Tensor, past: _Past, first: int, begin: int
+    ) -> tuple[torch.Tensor, int, float]:
+        """
+        Likewise, of `queries [ratio, S, D]` at `begin` and after in a segment that begins at `first`, whose logits
+        `sinks [ratio * S]` join the softmax.
+        """
+        rows, end, count = queries.flatten(0, 1), begin + queries.shape[1], first // self.granule
+        scores, bounds, weights = self._compare(rows, past, count)
+        acc = torch.empty(len(rows), past.values.shape[1], dtype=torch.float32, device="cpu")
+        shares = torch.empty(3, len(rows), dtype=torch.float32, device="cpu")
+        near = slice(first // LANES, -(-end // UNIT) * (UNIT // LANES))
+        pairs = slice(near.start * LANES // 2, near.stop * LANES // 2)
+        attend_tiles(
+            *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),
+            *(sinks.numpy(), self.numbers, self.compensate, _bits(rows)),
+            *(past.near_keys[near].flatten().numpy(), past.near_values[pairs].flatten().numpy()),
+            *(begin - first, queries.shape[1], past.keys.flatten().numpy(), past.values.flatten().numpy()),
+            *(len(past.mean) * (UNIT // LANES) + 1, self.segment // self.granule, palette() if has_amx() else None),
+            *((0,) * (rows.shape[1] // UNIT), _bits(weights), acc.numpy(), shares.numpy()),
+        )
+        total, missed, chosen = shares
+        acc.add_(weights[:, :count] @ past.mean_value[:count])
+        visited = int(chosen.sum(dtype=torch.float64))
+        return acc.div_(total[:, None]), visited, float(missed.sum(dtype=torch.float64))
+
+    def _compare(
+        self, queries: torch.Tensor, past: _Past, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Products of `queries [R, D]` with the first `count` granules' means, and of their squares with variances; and room
+        for weights. In whole vectors of granules: what lies beyond `count` has no mass.
+        """
         scores, bounds, weights = (queries.new_empty(len(queries), -(-count // LANES) * LANES) for _ in range(3))
         scores[:, count:], bounds[:, count:] = -torch.inf, 0
         weights[:, count:] = 0  # torch's product on AMX takes numbers in pairs, and reads one too many
-        torch.mm(queries, mean.T, out=scores[:, :count])
-        torch.mm((queries @ past.frame).square(), variance.T, out=bounds[:, :count])
-        acc = torch.zeros(len(queries), mean_value.shape[1], dtype=torch.float32, device="cpu")
-        shares = torch.empty(4, len(queries), dtype=torch.float32, device="cpu")
-        judged = (_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy())
-        judged = (*judged, near_log_mass.numpy(), self.numbers, self.compensate)
-        keys, values = past.keys.flatten().numpy(), past.values.flatten().numpy()
-        odd_at, block = len(past.mean) * vectors + 1, self.segment // self.granule
-        widths = ((0,) * (queries.shape[1] // LANES), (0,) * (acc.shape[1] // LANES))
-        results = (_bits(weights), acc.numpy(), shares.numpy())
-        if self.tile == 1:
-            walked = (_paired(queries).flatten().numpy(), keys, values, odd_at, vectors, block)
-            attend_rows(*judged, *walked, *widths, *results)
-        else:
-            configuration = palette() if has_amx() else None
-            attend_tiles(*judged, _bits(queries), keys, values, odd_at, block, configuration, widths[0][::2], *results)
-        near_share, total, missed, chosen = shares
-        acc.addcmul_(near_out.float(), near_share[:, None]).add_(weights[:, :count] @ mean_value)
-        visited = int(chosen.sum(dtype=torch.float64))
-        return acc.div_(total[:, None]), visited, float(missed.sum(dtype=torch.float64))
+        torch.mm(queries, past.mean[:count].T, out=scores[:, :count])
+        torch.mm((queries @ past.frame).square(), past.variance[:count].T, out=bounds[:, :count])
+        return scores, bounds, weights
 
 
 def _bits(tensor: torch.Tensor) -> np.ndarray:

@@ -60,10 +60,14 @@ def attend_tiles(
     bounds,  # [R, at least G] and of squared queries with variances
     count,  # G
     scattered,  # granules that every row visits
-    near_log_mass,  # [R]
+    sinks,  # [R] a logit besides all keys, -inf where there is none
     numbers,
     compensate,
     queries,  # [R, D] bits of bfloat16
+    near_keys,  # of the segment, in sequence
+    near_values,
+    first,  # near keys before the first row's own; then rows follow each other, head by head
+    length,  # rows of a head
     keys,
     values,
     odd_at,  # where the vectors of odd keys begin
@@ -71,16 +75,21 @@ def attend_tiles(
     configuration,  # `palette()`, or None where there is no AMX
     key_width,  # tuples whose lengths are constants of the compiled code
     weights,  # [R, at least G] out: what each mean value weighs
-    acc,  # [R, Dv] out: sum of odd and visited values
-    shares,  # [4, R] out: near mass, total mass, missed share, granules visited
+    acc,  # [R, Dv] out: sum of near, odd, and visited values
+    shares,  # [3, R] out: total mass, missed share, granules visited
 ):
-    """See `cpu_rows.attend_rows`."""
+    """
+    Attends the near and the odd keys, judges, attends what is to be visited, and writes the weights of all else.
+
+    Weights are relative to the logit of a row's own key, or to a higher one where sums would overflow.
+    """
     row_count, width = queries.shape
     padded = bounds.shape[1]
     odd_live = min(block, LANES)
     past_odd = count // block * ((block + LANES - 1) // LANES)
     # Two vectors at a time. Of an odd number the first goes with the one before it, whose lanes are dead.
     leading = np.full(past_odd % 2, odd_at - 1, np.int32)
+    near = (np.arange(near_values.size // (LANES * acc.shape[1])) * (UNIT // LANES)).astype(np.int32)
     odd = (odd_at + past_odd % 2 + 2 * np.arange(past_odd // 2)).astype(np.int32)
     mass, lift = np.empty((TILE, padded), np.float32), np.empty(padded, np.float32)
     change, share = np.empty(padded, np.float32), np.empty(padded, np.float32)
@@ -89,6 +98,7 @@ def attend_tiles(
     visits = np.empty(count, np.int32)
     rows, sums = np.zeros((TILE, width), np.uint16), np.empty((TILE, acc.shape[1]), np.float32)
     lanes, peak = np.empty((TILE, LANES), np.float32), np.empty(TILE, np.float32)
+    seen, none = np.empty(TILE, np.int64), np.zeros(TILE, np.int64)
     attended, left, top = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     buffers = (np.empty((2, TILE, UNIT), np.float32), np.empty((PORTION, TILE, UNIT), np.uint16))
     if configuration is not None:
@@ -98,15 +108,19 @@ def attend_tiles(
     for begin in range(0, row_count, TILE):
         todo = min(TILE, row_count - begin)
         rows[:todo] = queries[begin : begin + todo]
-        peak[:todo], peak[todo:] = near_log_mass[begin : begin + todo], near_log_mass[begin]
+        for r in range(TILE):
+            own = first + min(begin + r, row_count - 1) % length
+            peak[r] = _logit_of(rows[r], near_keys, own) * numbers[0]
+            seen[r] = own + 1
         again = True
         while again:
             sums[:], lanes[:] = 0, 0
-            place = (rows, keys, values, numbers[0], peak, sums, lanes, buffers, configuration, key_width)
-            _attend(leading, 0, odd_live, *place)
-            _attend(odd, odd_live, odd_live, *place)
+            place = (rows, numbers[0], peak, sums, lanes, buffers, configuration, key_width)
+            _attend(near[: -(-seen[:todo].max() // UNIT)], near_keys, near_values, seen, UNIT, LANES, *place)
+            _attend(leading, keys, values, none, 0, -odd_live, *place)
+            _attend(odd, keys, values, none + odd_live, 0, 0, *place)
             for r in range(todo):
-                attended[r] = lanes[r].sum() + exp(near_log_mass[begin + r] - peak[r])
+                attended[r] = lanes[r].sum() + exp(sinks[begin + r] - peak[r])
             change[:], share[:] = 0, 0
             part = np.float32(1) / np.float32(todo)
             for r in range(todo):
@@ -132,18 +146,16 @@ def attend_tiles(
                 left[r] = leave(mass[r], kept, entering, weights[begin + r]) * factor
                 if left[r] > 0 and top[r] - peak[r] > MOST_EXP:
                     left[r] = np.inf
-            _attend(visits[:num_visits], LANES, LANES - 1, *place)
+            _attend(visits[:num_visits], keys, values, none + LANES, 0, 1, *place)
             again = False
             for r in range(todo):
                 row = begin + r
-                near = exp(near_log_mass[row] - peak[r])
-                exact = lanes[r].sum() + near
-                shares[0, row] = near
-                shares[1, row] = exact + left[r] if compensate else exact
-                shares[2, row] = left[r] / (exact + left[r]) if left[r] < np.inf else np.float32(1)
-                shares[3, row] = num_visits
-                if shares[1, row] > MOST_MASS:
-                    # Something lies so far above the near mass that sums may overflow: anew, from higher up.
+                exact = lanes[r].sum() + exp(sinks[row] - peak[r])
+                shares[0, row] = exact + left[r] if compensate else exact
+                shares[1, row] = left[r] / (exact + left[r]) if left[r] < np.inf else np.float32(1)
+                shares[2, row] = num_visits
+                if shares[0, row] > MOST_MASS:
+                    # Something lies so far above the row's own key that sums may overflow: anew, from higher up.
                     peak[r] += np.float32(60)
                     again = True
         acc[begin : begin + todo] = sums[:todo]
@@ -152,12 +164,25 @@ def attend_tiles(
 
 
 @jit(SUMS)
+def _logit_of(row, keys, position):
+    """Dot product of a row with the key at a `position` of packed `keys`."""
+    pairs = row.size // 2
+    at = position // LANES * pairs * LANES + position % LANES
+    total = np.float32(0)
+    for j in range(pairs):
+        key = np.uint32(keys[at + j * LANES])
+        total += _number(row[2 * j]) * _number(key) + _number(row[2 * j + 1]) * _number(key >> np.uint32(16))
+    return total
+
+
+@jit(SUMS)
 def _attend(
-    units, live, more_live, rows, keys, values, scale, peak, sums, lanes, buffers, configuration, key_width
+    units, keys, values, seen, step, gap, rows, scale, peak, sums, lanes, buffers, configuration, key_width
 ):
     """
     Adds the values of the `units`, told by their first vectors, to `sums`, and their weights, relative to `peak`, to
-    `lanes`. Of a unit's two vectors the first `live` and `more_live` keys count.
+    `lanes`. A row sees so many keys of a unit's first vector as it has `seen`, `step` fewer from unit to unit, and `gap`
+    fewer of its second vector.
     """
     scores, weights = buffers
     key_vector, value_vector = rows.shape[1] // 2 * LANES, sums.shape[1] * LANES // 2  # numbers, which are pairs
@@ -172,11 +197,13 @@ def _attend(
                 else:
                     score_unit(rows, keys, at, scores[u % 2], key_width)
             if u > 0:
-                if configuration is None:
-                    _weigh_slowly(scores[(u - 1) % 2], scale, peak, live, more_live, weights[u - 1], lanes)
-                else:
-                    for r in range(TILE):
-                        weigh(scores[(u - 1) % 2], r, scale, peak[r], live, more_live, weights[u - 1], lanes)
+                before = step * (first + u - 1)
+                for r in range(TILE):
+                    live = seen[r] - before
+                    if configuration is None:
+                        _weigh_slowly(scores[(u - 1) % 2], r, scale, peak[r], live, live - gap, weights[u - 1], lanes)
+                    else:
+                        weigh(scores[(u - 1) % 2], r, scale, peak[r], live, live - gap, weights[u - 1], lanes)
         if configuration is None:
             for u in range(portion.size):
                 at = np.int64(portion[u]) * value_vector
@@ -208,14 +235,13 @@ def _score_slowly(rows, keys, scores):
 
 
 @jit(SUMS)
-def _weigh_slowly(scores, scale, peak, live, more_live, weights, lanes):
-    for r in range(TILE):
-        for i in range(UNIT):
-            is_live = i < live if i < LANES else i - LANES < more_live
-            logit = scores[r, i] * scale - peak[r]
-            weight = exp(MOST_EXP if logit > MOST_EXP else logit) if is_live else np.float32(0)
-            lanes[r, i % LANES] += weight
-            weights[r, i] = _bits(weight)
+def _weigh_slowly(scores, r, scale, peak, live, more_live, weights, lanes):
+    for i in range(UNIT):
+        is_live = i < live if i < LANES else i - LANES < more_live
+        logit = scores[r, i] * scale - peak
+        weight = exp(MOST_EXP if logit > MOST_EXP else logit) if is_live else np.float32(0)
+        lanes[r, i % LANES] += weight
+        weights[r, i] = _bits(weight)
 
 
 @jit(SUMS)
