@@ -2,29 +2,26 @@
 The one attention function and the one mask function that hf_infeco registers with transformers, under the name
 "infeco".
 
-Prefill goes to S2O, decoding to the packed InnerQ cache, everything else to SDPA. What a layer may use was decided by
-`patch` and hangs on its attention module as a `LayerPlan`.
+Prefill goes to what the layer's plan names, decoding to the cache if it can be attended as it is, everything else to
+SDPA. What a layer may use was decided by `patch` and hangs on its attention module as a `LayerPlan`.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from . import compat
 from .dense import capped_attention, masked_attention
-from .innerq.layer import InnerQView
-from .kernels.s2o.reference import S2OStats, count_causal_pairs
+from .edits import Edits
 from .kv import KVHandle, plain, view_behind
-from .s2o import S2OConfig
-from .s2o.attention import causal_attention
+from .plan import PLAN_ATTRIBUTE, LayerPlan, plan_of
+from .prefill import causal_attention
 
 ATTENTION_NAME = "infeco"
-PLAN_ATTRIBUTE = "_infeco_plan"  # on each attention module of a patched model
 
 # Above so many queries, dequantizing a layer once and running a dense kernel beats attending on packed groups.
 MAX_PACKED_QUERIES = 32
@@ -57,31 +54,6 @@ FEATURES = {
 }
 
 
-@dataclass
-class LayerPlan:
-    """
-    What one attention module may use, and what it did.
-
-    Attributes:
-        s2o (`S2OConfig`, *optional*): sparse prefill; None runs dense.
-        stats (`S2OStats`): what causal prefills have attended so far. Its numbers may be tensors, so that no prefill
-            waits for the device.
-        packed_calls, unpacked_calls (`int`): decode steps on a packed cache so far that were attended as they are, and
-            that had to be dequantized first.
-    """
-
-    s2o: S2OConfig | None = None
-    stats: S2OStats = field(default_factory=lambda: S2OStats(0, 0))
-    packed_calls: int = 0
-    unpacked_calls: int = 0
-
-    def count_dense(self, query: torch.Tensor, key: torch.Tensor) -> None:
-        """A prefill that S2O could not take counts as visited whole, so that the reported density tells."""
-        rows = query.shape[0] * query.shape[1]
-        pairs = rows * count_causal_pairs(query.shape[2], key.shape[2])
-        self.stats = self.stats + S2OStats(pairs, pairs, 0.0, rows * query.shape[2])
-
-
 def register() -> None:
     """
     Makes "infeco" known to transformers. Attention and mask go together: without the mask function transformers would
@@ -89,6 +61,15 @@ def register() -> None:
     """
     AttentionInterface.register(ATTENTION_NAME, infeco_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, infeco_mask)
+
+
+def switch_attention(model: PreTrainedModel, edits: Edits) -> None:
+    """Points the decoder's attention to ours and hangs an empty plan on each of its modules."""
+    register()
+    decoder = compat.decoder_of(model)
+    edits.set_attention(decoder, ATTENTION_NAME)
+    for module in compat.self_attention(decoder):
+        edits.set_attribute(module, PLAN_ATTRIBUTE, LayerPlan())
 
 
 def infeco_mask(
@@ -179,18 +160,19 @@ def infeco_attention(
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     padding = _padding(attention_mask, query)
-    plan: LayerPlan | None = getattr(module, PLAN_ATTRIBUTE, None)
+    plan = plan_of(module)
     is_plain = is_causal and dropout == 0 and kwargs.get("position_bias") is None
     is_plain = is_plain and (attention_mask is None or padding is not None)
 
     # A module without a plan is none of ours: cross-attention, whose queries and keys are no one sequence.
     if plan is not None and isinstance(key, KVHandle) and query.shape[2] <= MAX_PACKED_QUERIES:
         view = view_behind(key, value)
-        if is_plain and isinstance(view, InnerQView):
-            plan.packed_calls += 1
+        if is_plain and view is not None:
             with torch.autocast(query.device.type, enabled=False):  # sums stay in float32
                 out = view.attend(query, scale, padding, s_aux, softcap)
-            return out.transpose(1, 2).contiguous(), None
+            if out is not None:
+                plan.packed_calls += 1
+                return out.transpose(1, 2).contiguous(), None
         plan.unpacked_calls += 1
 
     key, value = (plain(tensor).to(query.dtype) for tensor in (key, value))
@@ -198,9 +180,9 @@ def infeco_attention(
         starts = left_padding(padding)
         if is_plain and softcap is None and (padding is None or starts is not None):
             # Training runs dense: skipped keys would bias gradients, and checkpointing must repeat the same forward.
-            config = None if module.training else plan.s2o
+            prefill = None if module.training else plan.prefill
             with torch.autocast(query.device.type, enabled=False):
-                out, stats = causal_attention(query, key, value, config, scale=scale, starts=starts, sinks=s_aux)
+                out, stats = causal_attention(query, key, value, prefill, scale=scale, starts=starts, sinks=s_aux)
             plan.stats = plan.stats + stats
             return out.transpose(1, 2).contiguous(), None
         plan.count_dense(query, key)

@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     Cache,
     DynamicCache,
+    GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -40,8 +41,8 @@ CROP_REFUSES_A_LENGTH = Version("5.18.0") <= INSTALLED
 
 CACHE_NAMES = ("cache", "past_key_values")  # of a model's argument and output: since 5.24, and before
 
-_PREPARE_CACHE = "_prepare_cache_for_generation"
-_PREPARE_CACHE_ARGUMENTS = ["generation_config", "model_kwargs", "generation_mode", "batch_size", "max_cache_length"]
+PREPARE_CACHE = "_prepare_cache_for_generation"  # the method in which generate() makes a cache
+_PREPARE_ARGUMENTS = ["generation_config", "model_kwargs", "generation_mode", "batch_size", "max_cache_length"]
 
 
 @functools.cache
@@ -101,6 +102,11 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
             return skeleton(text)
         reason = " ".join(str(error).split())
         raise ValueError(f"transformers cannot build a model from this config: {reason}") from error
+
+
+def attention_name(decoder: PreTrainedModel) -> str:
+    """The attention implementation that the decoder is set to, such as "sdpa"."""
+    return decoder.config._attn_implementation
 
 
 def can_switch_attention(decoder: PreTrainedModel) -> bool:
@@ -249,41 +255,33 @@ def tokens_to_remove(argument: int, length: int) -> int:
     return max(length - argument, 0)
 
 
-def replace_generation_cache(model: PreTrainedModel, new_cache: Callable[[PreTrainedModel, Cache], Cache]) -> None:
+class PrepareCache:
     """
-    Lets `generate` use our cache where it would have made an empty `DynamicCache` because the user chose nothing, or
-    chose "offloaded". A cache that the user passes, and any other `cache_implementation`, are left alone.
+    Stands in for one model's `PREPARE_CACHE`: `generate` uses our cache where it would have made an empty
+    `DynamicCache` because the user chose nothing, or chose "offloaded". A cache that the user passes, and any other
+    `cache_implementation`, are left alone. An object, because a bound partial cannot be pickled.
 
     Args:
         new_cache: `new_cache(model, default)` returns the cache to use in place of the empty `default`; a module-level
             function, so that a pickle of the model carries it along.
-    """
-    if not hasattr(type(model), _PREPARE_CACHE):
-        return  # a base model without a head: it has no generate
-    signature = inspect.signature(getattr(type(model), _PREPARE_CACHE))
-    if list(signature.parameters)[1:6] != _PREPARE_CACHE_ARGUMENTS and not _takes_anything(signature):
-        raise RuntimeError(
-            f"{type(model).__name__}.{_PREPARE_CACHE}{signature} is not the method hf_infeco knows. Report this "
-            f"transformers version, and until then call generate({CACHE_NAME}=hf_infeco.InnerQCache(model.config))."
-        )
-    setattr(model, _PREPARE_CACHE, _PrepareCache(model, new_cache))
 
-
-def _takes_anything(signature: inspect.Signature) -> bool:
-    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in signature.parameters.values())
-
-
-class _PrepareCache:
-    """
-    Stands in for one model's `_prepare_cache_for_generation`. An object, because a bound partial cannot be pickled.
+    Raises:
+        RuntimeError: if the installed transformers calls that method differently.
     """
 
     def __init__(self, model: PreTrainedModel, new_cache: Callable[[PreTrainedModel, Cache], Cache]):
+        signature = inspect.signature(getattr(type(model), PREPARE_CACHE))
+        takes_anything = any(each.kind is each.VAR_POSITIONAL for each in signature.parameters.values())
+        if list(signature.parameters)[1:6] != _PREPARE_ARGUMENTS and not takes_anything:
+            raise RuntimeError(
+                f"{type(model).__name__}.{PREPARE_CACHE}{signature} is not the method hf_infeco knows. Report this "
+                f"transformers version; until then call generate({CACHE_NAME}=hf_infeco.InnerQCache(model.config))."
+            )
         self.model, self.new_cache = model, new_cache
 
     def __call__(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         given = model_kwargs.get(CACHE_NAME)
-        getattr(type(self.model), _PREPARE_CACHE)(self.model, generation_config, model_kwargs, *args, **kwargs)
+        getattr(type(self.model), PREPARE_CACHE)(self.model, generation_config, model_kwargs, *args, **kwargs)
         made = model_kwargs.get(CACHE_NAME)
         # "dynamic_full" is what older versions choose by themselves for assisted decoding.
         is_default = generation_config.cache_implementation in (None, "offloaded", "dynamic_full")
@@ -300,11 +298,6 @@ class _PrepareCache:
         model_kwargs[CACHE_NAME] = cache
 
 
-def restore_generation_cache(model: PreTrainedModel) -> None:
-    """Undoes `replace_generation_cache`; harmless where nothing was replaced."""
-    vars(model).pop(_PREPARE_CACHE, None)
-
-
 def offloading_of(cache: Cache) -> dict[str, bool]:
     """The offloading arguments a cache was made with, for making another like it."""
     if not cache.offloading:
@@ -312,8 +305,35 @@ def offloading_of(cache: Cache) -> dict[str, bool]:
     return {"offloading": True, "offload_only_non_sliding": cache.only_non_sliding}
 
 
-def remove_forward_pre_hook(module: nn.Module, hook: Callable) -> None:
-    """Removes `hook` by identity: the handle of its registration does not survive a deepcopy of the module."""
-    for key in [key for key, registered in module._forward_pre_hooks.items() if registered is hook]:
-        del module._forward_pre_hooks[key]
-        module._forward_pre_hooks_with_kwargs.pop(key, None)
+# ---------------------------------------------------------------- the steps of generate
+
+
+def prefill(
+    model: PreTrainedModel, input_ids: torch.Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
+) -> Any:
+    """Runs the prompts, in chunks where the generation config asks for them; returns the model's output."""
+    return model._prefill(input_ids, generation_config, model_kwargs)
+
+
+def repeat_inputs(
+    model: PreTrainedModel, input_ids: torch.Tensor, times: int, model_kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Each row `times` times, in `input_ids` and in all that goes with them."""
+    return model._expand_inputs_for_generation(
+        input_ids=input_ids, expand_size=times, is_encoder_decoder=model.config.is_encoder_decoder, **model_kwargs
+    )
+
+
+def reordered_cache(model: PreTrainedModel, cache: Any, rows: torch.Tensor) -> Any:
+    """The cache whose rows are those named in `rows`, by the model's own way where it has one."""
+    if hasattr(model, "_reorder_cache"):
+        return model._reorder_cache(cache, rows)
+    cache.reorder_cache(rows)
+    return cache
+
+
+def next_model_kwargs(model: PreTrainedModel, outputs: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the next step, after one that returned `outputs`."""
+    return model._update_model_kwargs_for_generation(
+        outputs, model_kwargs, is_encoder_decoder=model.config.is_encoder_decoder
+    )

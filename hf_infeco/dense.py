@@ -1,4 +1,6 @@
-"""Exact attention by torch: what runs where nothing is to be left out, and what S2O is measured against."""
+"""
+Exact attention by torch: what runs where nothing is to be left out, and what sparse prefill is measured against.
+"""
 
 import torch
 import torch.nn.functional as F

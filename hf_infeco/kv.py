@@ -20,7 +20,7 @@ class KVView:
     What one `update` call attends to: a picture of the layer at that moment, the new tokens included.
 
     A view stays valid while its layer moves on, because layers append and never overwrite. Subclasses say how the
-    tokens are stored by defining `dequantize` and whatever their own attention needs.
+    tokens are stored by defining `dequantize`, and how they are attended as they are, if they can be, by `attend`.
 
     Args:
         num_tokens (`int`): keys in the view.
@@ -43,6 +43,25 @@ class KVView:
     @abstractmethod
     def dequantize(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Plain tensors `[B, Hkv, num_tokens, D]` and `[B, Hkv, num_tokens, Dv]` in the model's dtype."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        scale: float,
+        key_mask: torch.Tensor | None,
+        sinks: torch.Tensor | None = None,
+        softcap: float | None = None,
+    ) -> torch.Tensor | None:
+        """
+        Attention `[B, H, q_len, Dv]` of the newest tokens' `query [B, H, q_len, D]`, causal among themselves, without
+        dequantizing; None where there is no such way.
+
+        Args:
+            key_mask (`torch.Tensor` of bool `[B, num_tokens]`, *optional*): hides padding.
+            sinks (`torch.Tensor` `[H]`, *optional*): learned logits without a value.
+            softcap (`float`, *optional*): logits become softcap * tanh(logits / softcap).
+        """
+        return None
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """`dequantize`, once per view."""

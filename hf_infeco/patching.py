@@ -1,6 +1,4 @@
-"""
-`patch` and its way back. The only file that changes a model, and it changes the instance it is given, nothing else.
-"""
+"""`patch` and its way back: which methods work on which layers of a model, put into effect and undone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +10,19 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from . import attention, compat
-from .attention import ATTENTION_NAME, PLAN_ATTRIBUTE, LayerPlan
-from .caching import restore_cache, switch_cache
+from . import (
+    attention,
+    compat,
+    innerq,  # noqa: F401 - registers its method, as the next does
+    s2o,  # noqa: F401
+)
+from .attention import ATTENTION_NAME, switch_attention
 from .config import InfecoConfig
+from .edits import Edits
+from .methods import registered
 from .report import PatchReport
 from .reporting import build_report, refused_report
-from .survey import Survey, survey
+from .survey import survey
 
 logger = logging.get_logger(__name__)
 
@@ -30,9 +34,7 @@ class PatchState:
     """What `unpatch` needs. It lies in the model's `__dict__`, so that a deepcopy or a pickle carries it along."""
 
     config: InfecoConfig
-    survey: Survey
-    original_attention: str
-    switches_attention: bool
+    edits: Edits
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -63,23 +65,25 @@ def patch(model: nn.Module, config: InfecoConfig | None = None, **methods: Any) 
     inner = _unwrap(model)
     config = _merge(config, methods)
     unpatch(model)
-    found = survey(inner)
-    original = compat.decoder_of(inner).config._attn_implementation
-    if original == ATTENTION_NAME:
+    if compat.attention_name(compat.decoder_of(inner)) == ATTENTION_NAME:
         raise ValueError(
             f"The config of this {type(inner).__name__} is that of a patched model, or a copy of it. Unpatch that one "
             "first, build this one with copy.deepcopy of the original config, or call set_attn_implementation('sdpa')."
         )
-    sparse = config.s2o is not None and bool(found.sparse_layers)
-    packed = config.innerq is not None and bool(found.packed_layers)
-    switches_attention = (sparse or packed) and found.attention_refusal is None
-    # The state comes first, so that whatever fails below can be taken back.
-    setattr(inner, STATE_ATTRIBUTE, PatchState(config, found, original, switches_attention))
+    found = survey(inner)
+    layers = {
+        method: [layer.index for layer in found.layers if method.refuse(found, layer) is None]
+        for method in registered()
+        if getattr(config, method.name, None) is not None
+    }
+    state = PatchState(config, Edits())
+    state.edits.set_attribute(inner, STATE_ATTRIBUTE, state)
     try:
-        if switches_attention:
-            _switch_attention(inner, config, found)
-        if packed:
-            switch_cache(inner, config.innerq)
+        if any(layers.values()) and found.attention_refusal is None:
+            switch_attention(inner, state.edits)
+        for method, taken in layers.items():
+            if taken:
+                method.apply(inner, getattr(config, method.name), taken, state.edits)
     except BaseException:
         unpatch(model)
         raise
@@ -89,17 +93,9 @@ def patch(model: nn.Module, config: InfecoConfig | None = None, **methods: Any) 
 
 def unpatch(model: nn.Module) -> nn.Module:
     """Restores the model's original behaviour, bit for bit. Harmless on a model that is not patched."""
-    inner = _unwrap(model)
-    state: PatchState | None = vars(inner).pop(STATE_ATTRIBUTE, None)
-    if state is None:
-        return model
-    decoder = compat.decoder_of(inner)
-    # An implementation that the user has chosen since is theirs to keep.
-    if state.switches_attention and decoder.config._attn_implementation == ATTENTION_NAME:
-        decoder.set_attn_implementation(state.original_attention)
-    for module in compat.self_attention(decoder):
-        vars(module).pop(PLAN_ATTRIBUTE, None)
-    restore_cache(inner)
+    state = _state(_unwrap(model))
+    if state is not None:
+        state.edits.undo()
     return model
 
 
@@ -109,7 +105,7 @@ def patched(model: nn.Module, config: InfecoConfig | None = None, **methods: Any
     `patch` for the length of a `with` block. On exit, exceptions included, the model is as it was before: unpatched,
     or patched with its earlier settings.
     """
-    before: PatchState | None = vars(_unwrap(model)).get(STATE_ATTRIBUTE)
+    before = _state(_unwrap(model))
     try:
         patch(model, config, **methods)
         yield model
@@ -126,13 +122,13 @@ def report(model: nn.Module, num_tokens: int | None = None) -> PatchReport:
     everything as off. With `num_tokens`, also what the cache of a sequence of that length weighs.
     """
     inner = _unwrap(model)
-    state: PatchState | None = vars(inner).get(STATE_ATTRIBUTE)
+    state = _state(inner)
     if state is None:
-        return build_report(inner, InfecoConfig(s2o=None, innerq=None), survey(inner), num_tokens)
-    found, now = state.survey, compat.decoder_of(inner).config._attn_implementation
-    if state.switches_attention and now != ATTENTION_NAME:
-        found = survey(inner, refusal=f"the attention implementation was set to {now!r} after patching")
-    return build_report(inner, state.config, found, num_tokens)
+        return build_report(survey(inner), None, num_tokens)
+    now = compat.attention_name(compat.decoder_of(inner))
+    is_switched_back = state.edits.attention not in (None, now)
+    refusal = f"the attention implementation was set to {now!r} after patching" if is_switched_back else None
+    return build_report(survey(inner, refusal), state.config, num_tokens)
 
 
 def explain(
@@ -154,7 +150,7 @@ def explain(
             inner = compat.skeleton(model_or_config)
         except ValueError as error:
             return refused_report(model_or_config, str(error))
-    return build_report(inner, config, survey(inner), num_tokens)
+    return build_report(survey(inner), config, num_tokens)
 
 
 # ---------------------------------------------------------------- the pieces of patch
@@ -175,6 +171,10 @@ def _unwrap(model: Any) -> PreTrainedModel:
     return inner
 
 
+def _state(model: PreTrainedModel) -> PatchState | None:
+    return vars(model).get(STATE_ATTRIBUTE)
+
+
 def _merge(config: InfecoConfig | None, methods: dict[str, Any]) -> InfecoConfig:
     config = InfecoConfig() if config is None else config
     if not isinstance(config, InfecoConfig):
@@ -185,30 +185,13 @@ def _merge(config: InfecoConfig | None, methods: dict[str, Any]) -> InfecoConfig
     known = set(vars(config))
     if unknown := sorted(set(methods) - known):
         raise ValueError(f"{unknown} name no method that patch() knows: use {sorted(known)}.")
-    return InfecoConfig(**{**vars(config), **methods})
-
-
-def _switch_attention(model: PreTrainedModel, config: InfecoConfig, found: Survey) -> None:
-    """Points the decoder's attention to ours and hangs the plans on its modules."""
-    attention.register()
-    decoder = compat.decoder_of(model)
-    decoder.set_attn_implementation(ATTENTION_NAME)
-    if decoder.config._attn_implementation != ATTENTION_NAME:
-        raise RuntimeError(
-            f"{type(decoder).__name__} ignored set_attn_implementation({ATTENTION_NAME!r}) and is unchanged. "
-            f"Please report the model; its cache can be quantized by passing {compat.CACHE_NAME}=InnerQCache(config)."
-        )
-    modules = compat.attention_modules(decoder)
-    sparse = [modules[index] for index in found.sparse_layers]
-    for module in compat.self_attention(decoder):
-        is_sparse = any(module is each for each in sparse)
-        setattr(module, PLAN_ATTRIBUTE, LayerPlan(s2o=config.s2o if is_sparse else None))
+    return type(config)(**{**vars(config), **methods})
 
 
 def _warn_about_nothing(model: PreTrainedModel) -> None:
     """Says so if a method that was asked for is at work on no layer at all."""
     result = report(model)
-    for area in ("s2o", "innerq"):
+    for area in (method.name for method in registered()):
         if result.status(area) <= {"unsupported"}:
             reasons = "; ".join(entry.detail for entry in result.areas if entry.area == area)
             logger.warning(f"hf_infeco.patch: {area} is not at work on {result.model}: {reasons}.")

@@ -29,46 +29,6 @@ class AreaReport:
 
 
 @dataclass(frozen=True)
-class LayerDensity:
-    """
-    Sparse prefill of one layer so far.
-
-    Attributes:
-        visited_pairs, causal_pairs (`int`): (query, key) pairs attended, and how many dense attention would have.
-        missed_mass (`float`): estimated softmax mass of the pairs not attended, summed over `rows`, the query rows.
-    """
-
-    visited_pairs: int
-    causal_pairs: int
-    missed_mass: float
-    rows: int
-
-    @property
-    def density(self) -> float | None:
-        """Share of the pairs that were attended; None before the first prefill."""
-        return self.visited_pairs / self.causal_pairs if self.causal_pairs else None
-
-    @property
-    def missed(self) -> float | None:
-        """Estimated share of the softmax mass that was not attended, mean over rows; None before the first prefill."""
-        return self.missed_mass / self.rows if self.rows else None
-
-
-@dataclass(frozen=True)
-class S2OReport(LayerDensity):
-    """Sparse prefill so far, summed over `layers`, which hold the same by layer index."""
-
-    layers: dict[int, LayerDensity] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, layers: dict[int, LayerDensity]) -> "S2OReport":
-        sums = {
-            each.name: sum(getattr(layer, each.name) for layer in layers.values()) for each in fields(LayerDensity)
-        }
-        return cls(**sums, layers=layers)
-
-
-@dataclass(frozen=True)
 class PatchReport:
     """
     Attributes:
@@ -78,7 +38,7 @@ class PatchReport:
             one sequence, over all layers that grow; windows of constant size are not counted.
         num_tokens (`int`, *optional*), kv_bytes_before, kv_bytes_after (`float`, *optional*): a length that was asked
             for, and all bytes that the cache of one sequence of that length holds, exact windows included.
-        s2o (`S2OReport`, *optional*): density so far, summed over layers; only on a patched model.
+        measured (`dict`): by area, what the method has counted so far.
         versions (`dict`): of hf_infeco, transformers and torch.
     """
 
@@ -89,22 +49,22 @@ class PatchReport:
     num_tokens: int | None = None
     kv_bytes_before: float | None = None
     kv_bytes_after: float | None = None
-    s2o: S2OReport | None = None
+    measured: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def s2o(self) -> Any:
+        """Density so far, an `S2OReport`; None where sparse prefill was not asked for."""
+        return self.measured.get("s2o")
 
     def status(self, area: str) -> set[Status]:
         """All outcomes of one area: a mixed model has several."""
         return {entry.status for entry in self.areas if entry.area == area}
 
     def to_dict(self) -> dict[str, Any]:
-        values = asdict(self)
-        if self.s2o is not None:
-            named = [
-                (values["s2o"], self.s2o),
-                *zip(values["s2o"]["layers"].values(), self.s2o.layers.values(), strict=True),
-            ]
-            for entry, held in named:
-                entry |= {"density": held.density, "missed": held.missed}
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        values["areas"] = [asdict(area) for area in self.areas]
+        values["measured"] = {area: counted.to_dict() for area, counted in self.measured.items()}
         return values
 
     def __str__(self) -> str:
@@ -123,8 +83,7 @@ class PatchReport:
             kv += (
                 f"; {self.num_tokens:,} tokens: {before:,.0f} bytes before, {after:,.0f} after ({after / before:.2f}x)"
             )
-        if self.s2o is not None and self.s2o.density is not None:
-            kv += f"; prefill density so far {self.s2o.density:.2f}, missed mass {self.s2o.missed:.3f}"
+        kv = "; ".join([kv, *filter(None, map(str, self.measured.values()))])
         return "\n".join([f"{self.model} ({versions})", *lines, kv])
 
 

@@ -1,65 +1,74 @@
-"""
-What each method could do on each layer of a model, and why not: the table that `patch` acts on and `explain` shows.
-"""
+"""What a model is made of, as far as methods ask: its layers, and why its attention cannot be replaced."""
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from . import compat
 from .attention import FEATURES, IMPLEMENTED_ARGUMENTS, NEUTRAL_ARGUMENTS
 from .attention_source import attention_code
-from .innerq.cache import unsupported_reason
+
+
+@dataclass(frozen=True)
+class Layer:
+    """
+    One decoder layer.
+
+    Attributes:
+        index (`int`): its number.
+        attention (`nn.Module`, *optional*): its self-attention; None if it has none.
+        cache (*optional*): the cache layer that transformers would build for it.
+        window (`str`, *optional*): why it does not attend to the whole context, whatever its cache; None if it does.
+    """
+
+    index: int
+    attention: nn.Module | None
+    cache: Any
+    window: str | None
 
 
 @dataclass(frozen=True)
 class Survey:
     """
     Attributes:
-        attention_refusal (`str`, *optional*): why the model's attention cannot be replaced; None if it can.
-        sparse_layers (`list[int]`): layers whose attention S2O may take over.
-        packed_layers (`list[int]`): layers whose cache InnerQ may take over.
-        refusals (`dict[str, dict[int, str]]`): per area and layer, why not.
-        num_layers (`int`): decoder layers.
+        model (`PreTrainedModel`): the model, unchanged.
+        layers (`list[Layer]`): its decoder layers.
+        refusal (`str`, *optional*): why nothing here is for this model; None if something is.
+        attention_refusal (`str`, *optional*): why its attention cannot be replaced; None if it can.
     """
 
+    model: PreTrainedModel
+    layers: list[Layer]
+    refusal: str | None
     attention_refusal: str | None
-    sparse_layers: list[int]
-    packed_layers: list[int]
-    refusals: dict[str, dict[int, str]]
-    num_layers: int
+
+    @property
+    def device(self) -> torch.device:
+        """The model's; a skeleton without weights is taken to go where the weights would."""
+        if self.model.device.type != "meta":
+            return self.model.device
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that the model takes; None where its config does not say."""
+        return compat.max_positions(self.model.config)
 
 
 def survey(model: PreTrainedModel, refusal: str | None = None) -> Survey:
     """Looks at the modules and the config of a model; changes nothing. `refusal` is a reason against its attention."""
     decoder = compat.decoder_of(model)
-    layers = compat.default_layers(model.config)
+    caches = compat.default_layers(model.config)
     modules = compat.attention_modules(decoder)
     model_refusal = _model_refusal(model, modules)
-    cache_refusal = model_refusal or unsupported_reason(model.config)
-    if compat.makes_its_own_cache(model):
-        cache_refusal = cache_refusal or f"{type(model).__name__} makes a cache of its own"
-    attention_refusal = model_refusal or refusal or _attention_refusal(model, decoder)
-    refusals: dict[str, dict[int, str]] = {"s2o": {}, "innerq": {}}
-    num_layers = max(len(layers), *(index + 1 for index in modules), 0) if modules else len(layers)
-    for index in range(num_layers):
-        layer = layers[index] if index < len(layers) else None
-        missing = None if index in modules else "no self-attention module"
-        window = _window(model.config, index, layer)
-        if reason := attention_refusal or missing or window or _other_logits(model.config, modules[index]):
-            refusals["s2o"][index] = reason
-        special = None if compat.is_full_attention_layer(layer) else window or _describe(layer)
-        if reason := cache_refusal or special or missing:
-            refusals["innerq"][index] = reason
-    return Survey(
-        attention_refusal,
-        [index for index in range(num_layers) if index not in refusals["s2o"]],
-        [index for index in range(num_layers) if index not in refusals["innerq"]],
-        refusals,
-        num_layers,
-    )
+    layers = []
+    for index in range(max(len(caches), *(index + 1 for index in modules), 0) if modules else len(caches)):
+        cache = caches[index] if index < len(caches) else None
+        layers.append(Layer(index, modules.get(index), cache, _window(model.config, index, cache)))
+    return Survey(model, layers, model_refusal, model_refusal or refusal or _attention_refusal(model, decoder))
 
 
 def _model_refusal(model: PreTrainedModel, modules: dict[int, nn.Module]) -> str | None:
@@ -89,28 +98,11 @@ def _attention_refusal(model: PreTrainedModel, decoder: nn.Module) -> str | None
     return None
 
 
-def _window(config: PreTrainedConfig, index: int, layer: Any) -> str | None:
+def _window(config: PreTrainedConfig, index: int, cache: Any) -> str | None:
     """Why a layer does not attend to the whole context, whatever its cache; None if it does, or does not say."""
     kind = compat.layer_type(config, index) or ""
-    window = getattr(layer, "sliding_window", None)
+    window = getattr(cache, "sliding_window", None)
     if window is None and not kind.startswith(("sliding", "chunked")):
         return None
     size = window or compat.window_of(config, index)
     return f"attention within a window or chunk of {size} tokens" if size else "attention within a window"
-
-
-def _other_logits(config: PreTrainedConfig, module: nn.Module) -> str | None:
-    """Why S2O, which judges keys by the product with the query alone, would judge them wrongly here."""
-    if cap := compat.config_value(config, "attn_logit_softcapping"):
-        return f"its logits are capped at {cap}, and S2O judges keys by logits that are not"
-    if "position_bias" in attention_code(module).arguments:
-        return "a position bias is added to its logits, and S2O judges keys by logits without"
-    return None
-
-
-def _describe(layer: Any) -> str:
-    if layer is None or type(layer).__name__ == "DummyLayer":
-        return "no cache of its own"
-    if isinstance(layer, compat.CrossAttentionLayer):
-        return "cross-attention"
-    return f"special cache layer {type(layer).__name__}"

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from . import compat
-from .attention import PLAN_ATTRIBUTE, LayerPlan
+from .methods import registered
 from .patching import STATE_ATTRIBUTE, _unwrap
-from .s2o.crossover import LENGTHS
+from .plan import plans_of
 
+PROMPT_TOKENS = 2048  # at least
 NEW_TOKENS = 8
 
 
@@ -38,8 +39,9 @@ def warm_up(model: nn.Module, input_ids: torch.Tensor | None = None) -> None:
             "first."
         )
     if input_ids is None:
-        crossover = 0 if state.config.s2o is None else state.config.s2o.crossover
-        input_ids = _random_tokens(inner, LENGTHS[0] if isinstance(crossover, str) else max(LENGTHS[0], crossover))
+        asked = [(method, getattr(state.config, method.name, None)) for method in registered()]
+        lengths = [method.warm_up_tokens(settings) for method, settings in asked if settings is not None]
+        input_ids = _random_tokens(inner, max(PROMPT_TOKENS, *lengths))
     input_ids = input_ids.to(inner.device)
     settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
     with _left_as_it_was(inner):
@@ -67,8 +69,7 @@ def _random_tokens(model: Any, count: int) -> torch.Tensor:
 @contextmanager
 def _left_as_it_was(model: Any) -> Iterator[None]:
     """In eval mode meanwhile; what the report counts does not count this."""
-    modules = compat.attention_modules(compat.decoder_of(model)).values()
-    plans: list[LayerPlan] = [vars(module)[PLAN_ATTRIBUTE] for module in modules if PLAN_ATTRIBUTE in vars(module)]
+    plans = list(plans_of(model).values())
     counted = [dict(vars(plan)) for plan in plans]
     training = [module for module in model.modules() if module.training]
     model.eval()

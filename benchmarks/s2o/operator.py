@@ -9,7 +9,8 @@ from hf_infeco import S2OConfig
 from hf_infeco.kernels.dispatch import choose
 from hf_infeco.kernels.jit import map_on_threads
 from hf_infeco.kernels.s2o.reference import frame_of
-from hf_infeco.s2o.attention import causal_attention
+from hf_infeco.prefill import causal_attention
+from hf_infeco.s2o.operation import SparsePrefill
 
 from .inputs import Heads
 
@@ -18,7 +19,7 @@ DEFAULT_TAU = S2OConfig().tau
 
 def sparse(heads: Heads, tau: float = DEFAULT_TAU, **settings: Any) -> tuple[torch.Tensor, dict[str, float]]:
     """S2O at any length, its density, and the missed mass by its own estimate."""
-    out, stats = causal_attention(*heads, S2OConfig(tau=tau, crossover=0, **settings))
+    out, stats = causal_attention(*heads, SparsePrefill(S2OConfig(tau=tau, crossover=0, **settings)))
     return out, {"density": float(stats.density), "missed": float(stats.missed)}
 
 
@@ -35,7 +36,7 @@ def truly_missed(heads: Heads, tau: float = DEFAULT_TAU, **settings: Any) -> flo
     told = Heads(heads.query, heads.key, own)
     shares = [
         out.gather(3, segment.view(1, 1, -1, 1).expand(1, out.shape[1], -1, 1)).float()
-        for out in (dense(told), causal_attention(*told, config)[0])
+        for out in (dense(told), causal_attention(*told, SparsePrefill(config))[0])
     ]
     return float(1 - (shares[0] / shares[1]).mean())
 

@@ -8,7 +8,8 @@ import torch
 from tqdm import tqdm
 
 from hf_infeco import S2OConfig
-from hf_infeco.s2o.attention import causal_attention
+from hf_infeco.prefill import causal_attention
+from hf_infeco.s2o.operation import SparsePrefill
 
 from ..measuring import median_seconds
 from ..real.reader import Reader
@@ -50,12 +51,12 @@ def measure_short(device: str) -> list[dict]:
         heads = generated(seq_len, 64, 1).to(device).to(torch.bfloat16)
         runs = {
             "dense": lambda heads=heads: dense(heads),
-            "s2o": lambda heads=heads: causal_attention(*heads, config),
+            "s2o": lambda heads=heads: causal_attention(*heads, SparsePrefill(config)),
         }
         for run in runs.values():  # measures the crossover, once
             run()
         seconds = median_seconds(heads.query.device, runs, SHORT_REPEATS)
-        density = float(causal_attention(*heads, config)[1].density)
+        density = float(causal_attention(*heads, SparsePrefill(config))[1].density)
         entries.append(
             {"tokens": seq_len, **seconds, "over_dense": seconds["s2o"] / seconds["dense"], "density": density}
         )

@@ -1,20 +1,10 @@
-"""The S2O operator: checks its inputs, takes left padding off, and runs sparse or dense, whichever is cheaper."""
+"""The S2O operator: checks its inputs, and runs."""
 
 import torch
-import torch.nn.functional as F
-from transformers.utils import logging
 
-from ..dense import dense_attention
-from ..kernels.s2o.reference import S2OStats, count_causal_pairs
+from ..prefill import causal_attention
 from .config import S2OConfig
-from .crossover import SHORTEST
-from .operation import prefill
-
-logger = logging.get_logger(__name__)
-
-# On a GPU the products are those of its matrix units, and the tiles must fit into its registers.
-GPU_DTYPES = (torch.bfloat16, torch.float16)
-GPU_HEAD_DIM = 256
+from .operation import SparsePrefill
 
 
 def s2o_attention(
@@ -53,88 +43,8 @@ def s2o_attention(
     _check_sinks(q, sinks)
     if not torch.compiler.is_compiling():
         _check_numbers(q, k, v, starts)
-    return causal_attention(q, k, v, config, scale=scale, starts=starts, sinks=sinks)[0]
-
-
-def causal_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    config: S2OConfig | None,
-    *,
-    scale: float | None = None,
-    starts: list[int] | None = None,
-    sinks: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, S2OStats]:
-    """
-    `s2o_attention` that also counts the pairs it visited, and trusts its inputs; here `config=None` means dense.
-
-    Dense too, row by row: a sequence shorter than `config.crossover` keys, `config.tau == 0`, fewer queries than a
-    segment, for which cutting the past costs as much as attending it, and any input that needs a gradient, which
-    skipped keys would bias. Padded pairs are never counted.
-    """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    needs_gradient = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (query, key, value, sinks)
-    )
-    if needs_gradient:
-        config = None
-    if not starts or not any(starts):
-        return _attend(query, key, value, sinks, config, scale)
-
-    batch, q_len, kv_len = query.shape[0], query.shape[2], key.shape[2]
-    pieces: list[torch.Tensor] = [query.new_empty(0)] * batch
-    stats = S2OStats(0, 0)
-    for start in sorted(set(starts)):
-        members = [row for row, row_start in enumerate(starts) if row_start == start]
-        padded = min(max(0, start - (kv_len - q_len)), q_len)  # queries that are padding themselves
-        rows = torch.tensor(members, dtype=torch.int64, device=query.device)
-        heads = query[rows, :, padded:], key[rows, :, start:], value[rows, :, start:]
-        out, visited = _attend(*heads, sinks, config, scale)
-        out = F.pad(out, (0, 0, padded, 0))
-        stats = stats + visited
-        for index, row in enumerate(members):
-            pieces[row] = out[index]
-    return torch.stack(pieces), stats
-
-
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sinks: torch.Tensor | None,
-    config: S2OConfig | None,
-    scale: float,
-) -> tuple[torch.Tensor, S2OStats]:
-    """Attention of rows without padding. The numbers in the stats may be tensors on the device."""
-    batch, heads, q_len, _ = query.shape
-    kv_len = key.shape[2]
-    pairs, rows = batch * heads * count_causal_pairs(q_len, kv_len), batch * heads * q_len
-    if config is not None and (reason := _gpu_refusal(query, value)):
-        logger.warning_once(f"S2O runs dense: {reason}.")
-        config = None
-    if config is None or config.tau == 0 or q_len < config.segment or kv_len < _surely_dense(config):
-        return dense_attention(query, key, value, scale, sinks), S2OStats(pairs, pairs, 0.0, rows)
-    with torch.no_grad():
-        out, visited, missed = prefill(query, key, value, sinks, scale, config)
-    return out, S2OStats(visited, pairs, missed, rows)
-
-
-def _surely_dense(config: S2OConfig) -> int:
-    """Sequences of fewer keys run dense, without asking what was measured."""
-    return SHORTEST if isinstance(config.crossover, str) else config.crossover
-
-
-def _gpu_refusal(query: torch.Tensor, value: torch.Tensor) -> str | None:
-    """Why the kernel for GPUs cannot take these heads, as a sentence without its full stop; None if it can."""
-    if not query.is_cuda:
-        return None
-    head_dim = max(query.shape[3], value.shape[3])
-    if query.dtype not in GPU_DTYPES:
-        return f"on a GPU it attends in float16 or bfloat16, and the model is in {query.dtype}"
-    if head_dim > GPU_HEAD_DIM:
-        return f"on a GPU it takes head_dim up to {GPU_HEAD_DIM}, and this is {head_dim}"
-    return None
+    prefill = None if config is None else SparsePrefill(config)
+    return causal_attention(q, k, v, prefill, scale=scale, starts=starts, sinks=sinks)[0]
 
 
 def _check_numbers(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: list[int] | None) -> None:

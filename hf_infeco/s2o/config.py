@@ -1,6 +1,7 @@
 """The settings of S2O prefill attention."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..config import MethodConfig
 
@@ -67,6 +68,12 @@ class S2OConfig(MethodConfig, method="s2o"):
                 f"S2OConfig.crossover={self.crossover} is below 0, the least number of keys. Use 0 for sparse "
                 f'attention at any length, or "{AUTO}".'
             )
+
+    @property
+    def kernel_settings(self) -> dict[str, Any]:
+        """What the kernels take."""
+        names = ("tau", "target_mass", "segment", "granule", "compensate")
+        return {name: getattr(self, name) for name in names}
 
     def _default(self, name: str) -> object:
         return self.__dataclass_fields__[name].default

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import torch
 from huggingface_hub.constants import HF_HOME
@@ -35,6 +35,32 @@ REPEATS = 2  # of which the faster one counts: whatever else the machine does on
 GAIN = 0.9  # of the dense time: what sparse prefill must stay below, or it is not worth what it leaves out
 EXPIRY = datetime.timedelta(days=28)
 NEVER = 2**62
+
+
+@dataclass(frozen=True)
+class Heads:
+    """
+    Attention heads, as far as times depend on them.
+
+    Attributes:
+        device, dtype: of queries, keys and values.
+        count (`tuple[int, int]`): query heads and KV heads.
+        dims (`tuple[int, int]`): head_dim of keys and of values.
+        has_sinks (`bool`): whether there are learned sinks.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    count: tuple[int, int]
+    dims: tuple[int, int]
+    has_sinks: bool = False
+
+    @classmethod
+    def of(
+        cls, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sinks: torch.Tensor | None = None
+    ) -> Self:
+        count, dims = (query.shape[1], key.shape[1]), (query.shape[3], value.shape[3])
+        return cls(query.device, query.dtype, count, dims, sinks is not None)
 
 
 @dataclass(frozen=True)
@@ -84,45 +110,31 @@ def measured_crossover(
     key: torch.Tensor,
     value: torch.Tensor,
     sinks: torch.Tensor | None,
-    settings: dict[str, Any],
-) -> int:
+    config: S2OConfig,
+) -> Crossover:
     """
-    Least number of keys from which on S2O with `settings` is faster than dense attention on heads like these; `NEVER`
-    on devices without a fast kernel.
+    What S2O with these settings takes beside dense attention, on heads like these.
 
     The first call for a device and a shape of heads compiles the kernels and measures, which takes some seconds and is
     logged; the answer is kept for four weeks in `crossover.json`, in the folder that `HF_INFECO_CACHE` names.
     """
-    choice = choose("s2o_prefill", query.device)
-    if choice.backend == "reference":
-        return NEVER
-    heads, head_dims = (query.shape[1], key.shape[1]), (query.shape[3], value.shape[3])
-    name = _name(choice.backend, query.device, query.dtype, heads, head_dims, sinks is not None, settings)
-    found = _recall(name)
+    heads = Heads.of(query, key, value, sinks)
+    found = known(config, heads)
     if found is None:
-        found = _known[name] = _measure(query, key, value, sinks, settings, choice.module.s2o_prefill)
+        found = _measure(query, key, value, sinks, config)
+        name = _name(config, heads)
+        _known[name] = found
         _write({**_read(), name: found})
-    return found.keys
+    return found
 
 
-def known(
-    config: S2OConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    heads: tuple[int, int],
-    head_dims: tuple[int, int],
-    has_sinks: bool = False,
-) -> Crossover | None:
-    """
-    What was measured for (query heads, KV heads) and (head_dim of keys, of values), or None where nothing was, it has
-    expired, or nothing is to be measured because `config.crossover` is a number or the device has no fast kernel.
-    """
-    backend = choose("s2o_prefill", device).backend
-    if config.crossover != "auto" or backend == "reference":
-        return None
-    settings = {"tau": config.tau, "target_mass": config.target_mass, "segment": config.segment}
-    settings |= {"granule": config.granule, "compensate": config.compensate}
-    return _recall(_name(backend, device, dtype, heads, head_dims, has_sinks, settings))
+def known(config: S2OConfig, heads: Heads) -> Crossover | None:
+    """What was measured for such heads, or None where nothing was or it has expired."""
+    name = _name(config, heads)
+    if name not in _known:
+        _known.update(_read())
+    found = _known.get(name)
+    return found if found is not None and found.is_fresh else None
 
 
 def fit(lengths: list[int], seconds: list[float]) -> tuple[float, float]:
@@ -137,38 +149,28 @@ def fit(lengths: list[int], seconds: list[float]) -> tuple[float, float]:
     return a, b
 
 
-def _name(
-    backend: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    heads: tuple[int, int],
-    head_dims: tuple[int, int],
-    has_sinks: bool,
-    settings: dict[str, Any],
-) -> str:
+def _name(config: S2OConfig, heads: Heads) -> str:
     """What the answer depends on."""
-    shape = f"{heads[0]}/{heads[1]} heads of {head_dims[0]} and {head_dims[1]}{' with sinks' if has_sinks else ''}"
-    chosen = ", ".join(f"{field}={setting}" for field, setting in settings.items())
-    return f"{describe_device(device)}; {backend}, torch {torch.__version__}; {dtype}, {shape}; {chosen}"
+    (query_heads, kv_heads), (key_dim, value_dim) = heads.count, heads.dims
+    shape = f"{query_heads}/{kv_heads} heads of {key_dim} and {value_dim}{' with sinks' if heads.has_sinks else ''}"
+    chosen = ", ".join(f"{field}={setting}" for field, setting in config.kernel_settings.items())
+    backend = choose("s2o_prefill", heads.device).backend
+    return f"{describe_device(heads.device)}; {backend}, torch {torch.__version__}; {heads.dtype}, {shape}; {chosen}"
 
 
 def _measure(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sinks: torch.Tensor | None,
-    settings: dict[str, Any],
-    sparse: Callable,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sinks: torch.Tensor | None, config: S2OConfig
 ) -> Crossover:
     logger.warning(
         f"S2O compiles its kernels for {describe_device(query.device)} and measures from how many keys on it is "
         "faster there than dense attention, which takes some seconds. hf_infeco.warm_up(model) does so ahead."
     )
+    sparse: Callable = choose("s2o_prefill", query.device).module.s2o_prefill
     seconds: dict[Callable, list[float]] = {sparse: [], dense_attention: []}
     for length in LENGTHS:
         heads = [_of_length(tensor, length) for tensor in (query, key, value)]
         common = {"scale": query.shape[3] ** -0.5, "sinks": sinks}
-        runs = {sparse: partial(sparse, *heads, **common, **settings)}
+        runs = {sparse: partial(sparse, *heads, **common, **config.kernel_settings)}
         runs[dense_attention] = partial(dense_attention, *heads, **common)
         if length == LENGTHS[0]:
             for run in runs.values():  # compiles
@@ -198,13 +200,6 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
     run()
     wait()
     return time.perf_counter() - start
-
-
-def _recall(name: str) -> Crossover | None:
-    if name not in _known:
-        _known.update(_read())
-    found = _known.get(name)
-    return found if found is not None and found.is_fresh else None
 
 
 def _path() -> Path:

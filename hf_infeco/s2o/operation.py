@@ -1,37 +1,63 @@
 """Sparse prefill as one operation of torch, which `torch.compile` sees whole, whatever backend runs in it."""
 
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 
-from ..dense import dense_attention
 from ..kernels.dispatch import choose
-from ..kernels.s2o.reference import count_causal_pairs
+from ..kernels.s2o.reference import S2OStats, count_causal_pairs
+from ..prefill import dense
 from .config import AUTO, S2OConfig
-from .crossover import measured_crossover
+from .crossover import Heads, measured_crossover
+from .path import choose_path
 
 
-def prefill(
+@dataclass(frozen=True)
+class SparsePrefill:
+    """Causal attention by S2O, dense where `choose_path` says so; no gradients. A `prefill.Prefill`."""
+
+    config: S2OConfig
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        sinks: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, S2OStats]:
+        # An operation costs a fifth of a millisecond to call, which short prompts would notice.
+        if type(query) is torch.Tensor and not query.is_meta and not torch.compiler.is_compiling():
+            with torch.no_grad():
+                return _prefill(query, key, value, sinks, scale, self.config)
+        crossover = -1 if self.config.crossover == AUTO else int(self.config.crossover)
+        settings = (*self.config.kernel_settings.values(), crossover)
+        with torch.no_grad():
+            out, visited, missed = _operation(query, key, value, sinks, scale, *settings)
+        rows = query.shape[0] * query.shape[1]
+        pairs = rows * count_causal_pairs(query.shape[2], key.shape[2])
+        return out, S2OStats(visited, pairs, missed, rows * query.shape[2])
+
+
+def _prefill(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     sinks: torch.Tensor | None,
     scale: float,
     config: S2OConfig,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """
-    Causal attention by S2O, or dense below the crossover; no gradients. `sinks [H]` as in `s2o_attention`.
-
-    Returns:
-        out `[B, H, q_len, Dv]`, and as tensors without dimensions on the same device, so that nobody has to wait for
-        them: (query, key) pairs visited (int64), and missed mass, summed over rows (float64).
-    """
-    crossover = -1 if config.crossover == AUTO else int(config.crossover)
-    settings = (config.tau, config.target_mass, config.segment, config.granule, config.compensate, crossover)
-    # An operation costs a fifth of a millisecond to call, which short prompts would notice.
-    is_plain = type(query) is torch.Tensor and not query.is_meta and not torch.compiler.is_compiling()
-    return (_prefill if is_plain else _operation)(query, key, value, sinks, scale, *settings)
+) -> tuple[torch.Tensor, S2OStats]:
+    measured = partial(measured_crossover, query, key, value, sinks, config)
+    path, _ = choose_path(config, Heads.of(query, key, value, sinks), query.shape[2], key.shape[2], measured)
+    if path == "dense":
+        return dense(query, key, value, scale, sinks)
+    run = choose("s2o_prefill", query.device).module.s2o_prefill
+    return run(query, key, value, scale=scale, sinks=sinks, **config.kernel_settings)
 
 
-def _prefill(
+@torch.library.custom_op("hf_infeco::s2o_prefill", mutates_args=())
+def _operation(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -44,25 +70,25 @@ def _prefill(
     compensate: bool,
     crossover: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    settings = {"tau": tau, "target_mass": target_mass, "segment": segment, "granule": granule}
-    run = choose("s2o_prefill", query.device).module.s2o_prefill
-    if crossover < 0:
-        crossover = measured_crossover(query, key, value, sinks, settings | {"compensate": compensate})
-    if key.shape[2] < crossover:
-        visited: int | torch.Tensor = query[:, :, 0, 0].numel() * count_causal_pairs(query.shape[2], key.shape[2])
-        missed: float | torch.Tensor = 0.0
-        out = dense_attention(query, key, value, scale, sinks)
-    else:
-        out, stats = run(query, key, value, scale=scale, compensate=compensate, sinks=sinks, **settings)
-        visited, missed = stats.visited_pairs, stats.missed_mass
-    return out, _number(visited, torch.int64, query.device), _number(missed, torch.float64, query.device)
+    """
+    Returns out `[B, H, q_len, Dv]`, and as tensors without dimensions on the same device: (query, key) pairs visited
+    (int64), and missed mass, summed over rows (float64).
+    """
+    config = S2OConfig(
+        tau=tau,
+        target_mass=target_mass,
+        segment=segment,
+        granule=granule,
+        compensate=compensate,
+        crossover=AUTO if crossover < 0 else crossover,
+    )
+    out, stats = _prefill(query, key, value, sinks, scale, config)
+    visited = _number(stats.visited_pairs, torch.int64, query.device)
+    return out, visited, _number(stats.missed_mass, torch.float64, query.device)
 
 
 def _number(value: float | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return value.to(dtype) if isinstance(value, torch.Tensor) else torch.full((), value, dtype=dtype, device=device)
-
-
-_operation = torch.library.custom_op("hf_infeco::s2o_prefill", _prefill, mutates_args=())
 
 
 @_operation.register_fake

@@ -16,8 +16,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from ..decoding import Forward
 from .beams import Beams
-from .forward import Forward
 from .index import StaticIndex
 from .priors import LogPriors, require_priors_of
 from .sequences import as_tokens

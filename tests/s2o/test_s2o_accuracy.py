@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from hf_infeco import S2OConfig
 from hf_infeco.benchmarks.s2o.inputs import Heads
 from hf_infeco.benchmarks.s2o.operator import sparse, truly_missed
-from hf_infeco.s2o.attention import causal_attention
+from hf_infeco.prefill import causal_attention
+from hf_infeco.s2o.operation import SparsePrefill
 from hf_infeco.training.testbed.structured_heads import structured_heads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,7 +29,7 @@ def exact(heads):
 
 @pytest.fixture(scope="module")
 def default(heads):
-    return causal_attention(heads.query, heads.key, heads.value, DEFAULT)
+    return causal_attention(heads.query, heads.key, heads.value, SparsePrefill(DEFAULT))
 
 
 def relative_error(out, exact):
@@ -53,7 +54,7 @@ def test_a_needle_that_one_row_seeks_is_found(heads, default, exact):
 
 def test_needles_are_found_where_a_block_has_more_of_them_than_odd_keys():
     crowded = structured_heads(1024, num_heads=4, num_kv_heads=1, needles=48)
-    out, stats = causal_attention(crowded.query, crowded.key, crowded.value, DEFAULT)
+    out, stats = causal_attention(crowded.query, crowded.key, crowded.value, SparsePrefill(DEFAULT))
     exact = F.scaled_dot_product_attention(crowded.query, crowded.key, crowded.value, is_causal=True, enable_gqa=True)
     for needle in crowded.needles:
         found, wanted = (x[0, needle.head, needle.row] for x in (out, exact))
@@ -63,7 +64,7 @@ def test_needles_are_found_where_a_block_has_more_of_them_than_odd_keys():
 
 def test_bfloat16_inputs_keep_the_bound(heads, exact):
     query, key, value = (x[:, :1].bfloat16() for x in heads[:3])
-    out, _ = causal_attention(query, key, value, DEFAULT)
+    out, _ = causal_attention(query, key, value, SparsePrefill(DEFAULT))
     rounded = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True)
     assert relative_error(out, rounded) < 0.05
 
@@ -72,7 +73,7 @@ def test_smaller_tau_means_smaller_error_and_more_pairs():
     heads = structured_heads(4096, num_heads=2, num_kv_heads=1, seed=1)
     exact = F.scaled_dot_product_attention(heads.query, heads.key, heads.value, is_causal=True, enable_gqa=True)
     runs = [
-        causal_attention(heads.query, heads.key, heads.value, S2OConfig(tau=tau, crossover=0))
+        causal_attention(heads.query, heads.key, heads.value, SparsePrefill(S2OConfig(tau=tau, crossover=0)))
         for tau in (0.1, 1e-3, 1e-4, 1e-5, 0.0)
     ]
     errors = [relative_error(out, exact) for out, _ in runs]
@@ -86,7 +87,7 @@ def test_gaussian_noise_is_seen_through():
     """Diffuse attention has nothing to skip. What is left out all the same enters by its means: errors stay small."""
     query, key, value = torch.randn(3, 1, 2, 2048, 64, generator=torch.Generator().manual_seed(0))
     exact = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    out, stats = causal_attention(query, key, value, DEFAULT)
+    out, stats = causal_attention(query, key, value, SparsePrefill(DEFAULT))
     assert stats.density > 0.5
     assert relative_error(out, exact) < 0.1
 

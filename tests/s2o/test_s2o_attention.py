@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from hf_infeco import S2OConfig, s2o_attention
 from hf_infeco.dense import DENSE_ROWS
-from hf_infeco.s2o.attention import causal_attention
+from hf_infeco.prefill import causal_attention
+from hf_infeco.s2o.operation import SparsePrefill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,13 +26,13 @@ def heads():
 
 def row_without_padding(heads, row, start, config):
     query, key, value = (x[row : row + 1, :, start:] for x in heads)
-    return causal_attention(query, key, value, config)
+    return causal_attention(query, key, value, config and SparsePrefill(config))
 
 
 @pytest.mark.parametrize("config", [SPARSE, S2OConfig(tau=0.0), None], ids=["sparse", "exact", "dense"])
 def test_left_padding_equals_the_row_without_padding(heads, config):
     starts = [0, 37, 37]
-    out, stats = causal_attention(*heads, config, starts=starts)
+    out, stats = causal_attention(*heads, config and SparsePrefill(config), starts=starts)
     visited = 0
     for row, start in enumerate(starts):
         alone, counted = row_without_padding(heads, row, start, config)
@@ -65,15 +66,15 @@ def test_left_padding_of_a_filled_cache(heads):
     "config", [S2OConfig(crossover=LENGTH + 1), S2OConfig(tau=0.0, crossover=0)], ids=["short", "tau=0"]
 )
 def test_dense_runs_bit_for_bit_as_sdpa(heads, config):
-    out, stats = causal_attention(*heads, config)
+    out, stats = causal_attention(*heads, SparsePrefill(config))
     assert torch.equal(out, F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True))
     assert stats.density == 1
 
 
 def test_a_row_that_padding_makes_short_runs_dense(heads):
     config = S2OConfig(tau=0.1, segment=64, granule=16, crossover=LENGTH)
-    _, unpadded = causal_attention(*heads, config)
-    _, padded = causal_attention(*heads, config, starts=[10, 10, 10])
+    _, unpadded = causal_attention(*heads, SparsePrefill(config))
+    _, padded = causal_attention(*heads, SparsePrefill(config), starts=[10, 10, 10])
     assert unpadded.density < 1
     assert padded.density == 1
 
@@ -123,7 +124,7 @@ def test_sinks_that_do_not_fit_are_named(heads, sinks):
 
 def test_fewer_queries_than_a_segment_run_dense(heads):
     query, key, value = heads
-    _, stats = causal_attention(query[:, :, -SPARSE.segment + 1 :], key, value, SPARSE)
+    _, stats = causal_attention(query[:, :, -SPARSE.segment + 1 :], key, value, SparsePrefill(SPARSE))
     assert stats.density == 1
 
 
@@ -152,12 +153,12 @@ def test_scale_defaults_to_the_head_dims(heads):
 def test_inputs_that_need_a_gradient_run_dense(heads):
     query, key, value = heads
     key = key.clone().requires_grad_()
-    out, stats = causal_attention(query, key, value, SPARSE)
+    out, stats = causal_attention(query, key, value, SparsePrefill(SPARSE))
     out.sum().backward()
     assert stats.density == 1
     assert key.grad is not None
     with torch.no_grad():
-        assert causal_attention(query, key, value, SPARSE)[1].density < 1
+        assert causal_attention(query, key, value, SparsePrefill(SPARSE))[1].density < 1
 
 
 def test_inputs_are_left_alone(heads):

@@ -3,6 +3,7 @@
 import datetime
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 from hf_infeco import S2OConfig, s2o_attention
 from hf_infeco.kernels.devices import processor
 from hf_infeco.kernels.s2o.reference import count_causal_pairs
+from hf_infeco.prefill import causal_attention
 from hf_infeco.s2o import crossover, operation
-from hf_infeco.s2o.attention import causal_attention
+from hf_infeco.s2o.operation import SparsePrefill
+from hf_infeco.s2o.path import choose_path
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,16 +64,15 @@ def test_the_operation_is_what_it_tells_torch():
 @pytest.mark.parametrize("keys, is_dense", [(199, True), (200, False)])
 def test_a_numbers_crossover_counts_keys(keys, is_dense):
     config = S2OConfig(tau=0.5, segment=64, granule=16, crossover=200)
-    _, stats = causal_attention(*random_heads(keys), config)
+    _, stats = causal_attention(*random_heads(keys), SparsePrefill(config))
     assert bool(stats.density == 1) is is_dense
 
 
-SETTINGS = {"tau": 0.1, "target_mass": None, "segment": 64, "granule": 16, "compensate": True}
 AUTO = S2OConfig(tau=0.1, segment=64, granule=16)
 
 
 def measured(length=1024, heads=1, kv_heads=1, dtype=torch.float32):
-    return crossover.measured_crossover(*random_heads(length, heads, kv_heads, dtype), None, SETTINGS)
+    return crossover.measured_crossover(*random_heads(length, heads, kv_heads, dtype), None, AUTO).keys
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_a_measured_crossover_is_kept_for_the_next_process(folder, monkeypatch):
     with pytest.raises(TypeError):  # and so is another dtype
         measured(dtype=torch.bfloat16)
     with pytest.raises(TypeError):  # or sinks
-        crossover.measured_crossover(*random_heads(1024, 1, 1), torch.zeros(1), SETTINGS)
+        crossover.measured_crossover(*random_heads(1024, 1, 1), torch.zeros(1), AUTO)
 
 
 def test_what_is_on_file_tells_when_where_and_what(folder, monkeypatch):
@@ -144,17 +146,16 @@ def test_a_measurement_expires(folder, monkeypatch):
 
 
 def test_a_report_may_ask_what_was_measured(folder, monkeypatch):
-    heads = (torch.device("cpu"), torch.float32, (1, 1), (64, 64))
-    assert crossover.known(AUTO, *heads) is None
+    heads = crossover.Heads(torch.device("cpu"), torch.float32, (1, 1), (64, 64))
+    assert crossover.known(AUTO, heads) is None
     pretend(monkeypatch, sparse=(26_999, 0))
     measured()
-    found = crossover.known(AUTO, *heads)
+    found = crossover.known(AUTO, heads)
     assert found.keys == 29_999
     assert found.summary().startswith("measured slower than dense below 29,999 keys (0.08x at 2,048, 0.15x at 4,096,")
-    assert crossover.known(S2OConfig(tau=0.1, segment=64, granule=16, crossover=0), *heads) is None
     pretend(monkeypatch, sparse=(0, 1))
     measured(heads=2)
-    found = crossover.known(AUTO, torch.device("cpu"), torch.float32, (2, 1), (64, 64))
+    found = crossover.known(AUTO, replace(heads, count=(2, 1)))
     assert "slower than dense at any length (1.00x at" in found.summary()
 
 
@@ -163,7 +164,7 @@ def test_it_is_measured_on_the_heads_at_hand(folder, monkeypatch):
     query, key, value = random_heads(3000, 1, 1)
     seen = []
     monkeypatch.setattr(crossover, "_seconds", lambda run, device: seen.append(run.args) or 1.0)
-    crossover.measured_crossover(query, key, value, None, SETTINGS)
+    crossover.measured_crossover(query, key, value, None, AUTO)
     assert torch.equal(seen[0][1], key[:, :, -2048:])
     assert torch.equal(seen[-1][1][:, :, -3000:], key) and seen[-1][1].shape[2] == 8192
 
@@ -179,15 +180,48 @@ def test_measuring_is_said_before_it_starts(folder, monkeypatch, caplog):
 def test_short_prompts_are_not_measured(folder, monkeypatch):
     monkeypatch.setattr(crossover, "_measure", None)
     heads = random_heads(1000)
-    out, stats = causal_attention(*heads, S2OConfig(segment=64, granule=16))
+    out, stats = causal_attention(*heads, SparsePrefill(S2OConfig(segment=64, granule=16)))
     assert torch.equal(out, F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True))
     assert stats.visited_pairs == stats.causal_pairs == 4 * count_causal_pairs(1000, 1000)
 
 
 def test_without_a_fast_kernel_prefill_stays_dense(folder, monkeypatch):
     monkeypatch.setenv("HF_INFECO_BACKEND", "reference")
-    _, stats = causal_attention(*random_heads(1100), S2OConfig(segment=64, granule=16))
+    _, stats = causal_attention(*random_heads(1100), SparsePrefill(S2OConfig(segment=64, granule=16)))
     assert stats.density == 1
+
+
+CPU = crossover.Heads(torch.device("cpu"), torch.bfloat16, (4, 2), (64, 64))
+CUDA = replace(CPU, device=torch.device("cuda"))
+SLOW = crossover.Crossover("2026-01-01", [2048, 4096], [3000 * 2048, 3000 * 4096], [2048**2, 4096**2])
+
+
+@pytest.mark.parametrize(
+    "config, heads, lengths, path, reason",
+    [
+        (S2OConfig(tau=0), CPU, (9000, 9000), "dense", "tau=0 visits everything"),
+        (S2OConfig(), replace(CUDA, dtype=torch.float32), (9000, 9000), "dense", "attends in float16 or bfloat16"),
+        (S2OConfig(), replace(CUDA, dims=(512, 512)), (9000, 9000), "dense", "head_dim up to 256, and this is 512"),
+        (S2OConfig(), CPU, (100, 9000), "dense", "100 queries are fewer than a segment of 512"),
+        (S2OConfig(crossover=5000), CPU, (4999, 4999), "dense", "from 5000 tokens on"),
+        (S2OConfig(crossover=5000), CPU, (5000, 5000), "sparse", "from 5000 tokens on"),
+        (S2OConfig(), CPU, (1000, 1000), "dense", "1,000 keys are too few to ask"),
+        (S2OConfig(), CPU, (3000, 3000), "dense", f"below {SLOW.keys:,} keys (0.68x at 2,048"),
+        (S2OConfig(), CPU, (SLOW.keys, SLOW.keys), "sparse", f"from {SLOW.keys:,} tokens on"),
+    ],
+)
+def test_the_path_comes_with_its_reason(config, heads, lengths, path, reason):
+    got, why = choose_path(config, heads, *lengths, lambda: SLOW)
+    assert got == path and reason in why
+
+
+def test_nothing_is_measured_where_the_answer_is_plain():
+    def never():
+        raise AssertionError
+
+    assert choose_path(S2OConfig(crossover=0), CPU, 600, 600, never)[0] == "sparse"
+    assert choose_path(S2OConfig(), CPU, 600, 600, never)[0] == "dense"
+    assert choose_path(S2OConfig(), CPU, 6000, 6000, lambda: None) == ("sparse", "where it is measured to be faster")
 
 
 @pytest.mark.parametrize("which, name", [(0, "q"), (1, "k"), (2, "v")])

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel
 
-from .. import compat
+from . import compat
+from .edits import Edits
 
 
 class Forward:
@@ -30,12 +31,11 @@ class Forward:
     ):
         self.model, self.input_ids = model, input_ids
         self.config, self.model_kwargs = generation_config, model_kwargs
-        self.is_encoder_decoder = model.config.is_encoder_decoder
 
     def prompts(self, tokens: torch.Tensor | None) -> torch.Tensor:
         """Logits behind each prompt, float32 `[B, tokens]`; None scores the whole vocabulary."""
         with _scoring(self.model, tokens):
-            return self._logits(self.model._prefill(self.input_ids, self.config, self.model_kwargs), tokens)
+            return self._logits(compat.prefill(self.model, self.input_ids, self.config, self.model_kwargs), tokens)
 
     def beams(self, tokens: torch.Tensor | None) -> torch.Tensor:
         """Logits behind each beam's last token, float32 `[B * beams, tokens]`."""
@@ -47,11 +47,8 @@ class Forward:
 
     def open_beams(self, num_beams: int) -> None:
         """From one row per prompt to one per beam."""
-        self.input_ids, self.model_kwargs = self.model._expand_inputs_for_generation(
-            input_ids=self.input_ids,
-            expand_size=num_beams,
-            is_encoder_decoder=self.is_encoder_decoder,
-            **self.model_kwargs,
+        self.input_ids, self.model_kwargs = compat.repeat_inputs(
+            self.model, self.input_ids, num_beams, self.model_kwargs
         )
         if (cache := self._cache) is not None:
             cache.batch_repeat_interleave(num_beams)
@@ -59,21 +56,15 @@ class Forward:
     def choose(self, rows: torch.Tensor, token: torch.Tensor) -> None:
         """Every row goes on from the row named in `rows [R]`, with one more `token [R]`."""
         self.input_ids = torch.cat([self.input_ids[rows], token[:, None]], dim=1)
-        if (cache := self._cache) is None:
-            return
-        if hasattr(self.model, "_reorder_cache"):
-            self.model_kwargs[compat.CACHE_NAME] = self.model._reorder_cache(cache, rows)
-        else:
-            cache.reorder_cache(rows)
+        if (cache := self._cache) is not None:
+            self.model_kwargs[compat.CACHE_NAME] = compat.reordered_cache(self.model, cache, rows)
 
     @property
     def _cache(self) -> Any:
         return self.model_kwargs.get(compat.CACHE_NAME) if self.model_kwargs["use_cache"] else None
 
     def _logits(self, outputs: Any, tokens: torch.Tensor | None) -> torch.Tensor:
-        self.model_kwargs = self.model._update_model_kwargs_for_generation(
-            outputs, self.model_kwargs, is_encoder_decoder=self.is_encoder_decoder
-        )
+        self.model_kwargs = compat.next_model_kwargs(self.model, outputs, self.model_kwargs)
         logits = outputs.logits[:, -1]
         if tokens is not None and logits.shape[1] != len(tokens):
             logits = logits[:, tokens]  # the head is none that rows can be taken from
@@ -87,14 +78,13 @@ def _scoring(model: PreTrainedModel, tokens: torch.Tensor | None) -> Iterator[No
     to each logit alone.
     """
     head = model.get_output_embeddings()
-    if tokens is None or type(head) is not nn.Linear or "forward" in vars(head):
-        yield
-        return
-    head.forward = functools.partial(_rows_of_linear, head, tokens)
+    edits = Edits()
+    if tokens is not None and type(head) is nn.Linear and "forward" not in vars(head):
+        edits.set_attribute(head, "forward", functools.partial(_rows_of_linear, head, tokens))
     try:
         yield
     finally:
-        del head.forward
+        edits.undo()
 
 
 def _rows_of_linear(head: nn.Linear, tokens: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

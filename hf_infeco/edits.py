@@ -1,0 +1,106 @@
+"""What was changed in a model, and the way back: the only file that changes one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from . import compat
+
+
+@dataclass
+class _Attribute:
+    """An attribute of a module: a value, a forward of its own, or a parameter."""
+
+    module: nn.Module
+    name: str
+    value: Any
+    existed: bool
+    before: Any
+
+    def undo(self) -> None:
+        held = _place(self.module, self.value)
+        if held.get(self.name) is not self.value:
+            return
+        if self.existed:
+            held[self.name] = self.before
+        else:
+            del held[self.name]
+
+
+@dataclass
+class _ForwardPreHook:
+    module: nn.Module
+    hook: Callable
+
+    def undo(self) -> None:
+        # By identity: the handle of a registration does not survive a deepcopy of the module.
+        hooks = self.module._forward_pre_hooks
+        for key in [key for key, registered in hooks.items() if registered is self.hook]:
+            del hooks[key]
+            self.module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+@dataclass
+class _Attention:
+    decoder: PreTrainedModel
+    name: str
+    before: str
+
+    def undo(self) -> None:
+        if compat.attention_name(self.decoder) == self.name:
+            self.decoder.set_attn_implementation(self.before)
+
+
+@dataclass
+class Edits:
+    """
+    Changes to a model, in order. `undo` takes them back, the last one first; what somebody else has put in the place
+    of a change since is theirs to keep.
+
+    Kept in an attribute of the model, it goes through a deepcopy or a pickle of the model with it.
+    """
+
+    done: list[_Attribute | _ForwardPreHook | _Attention] = field(default_factory=list)
+
+    def set_attribute(self, module: nn.Module, name: str, value: Any) -> None:
+        """Of this instance only; an `nn.Parameter` takes the place of the module's parameter."""
+        held = _place(module, value)
+        self.done.append(_Attribute(module, name, value, name in held, held.get(name)))
+        held[name] = value
+
+    def add_forward_pre_hook(self, module: nn.Module, hook: Callable) -> None:
+        """`hook(module, args, kwargs)`, a function of a module, so that a pickle carries it along."""
+        self.done.append(_ForwardPreHook(module, hook))
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def set_attention(self, decoder: PreTrainedModel, name: str) -> None:
+        """
+        Points the decoder's modules to another function of transformers' attention interface.
+
+        Raises:
+            RuntimeError: if the model takes no notice.
+        """
+        self.done.append(_Attention(decoder, name, compat.attention_name(decoder)))
+        decoder.set_attn_implementation(name)
+        if compat.attention_name(decoder) != name:
+            raise RuntimeError(
+                f"{type(decoder).__name__} ignored set_attn_implementation({name!r}) and is unchanged. "
+                f"Please report the model; its cache can be quantized by passing {compat.CACHE_NAME}=InnerQCache(...)."
+            )
+
+    @property
+    def attention(self) -> str | None:
+        """The attention implementation that was set; None if none was."""
+        return next((edit.name for edit in reversed(self.done) if isinstance(edit, _Attention)), None)
+
+    def undo(self) -> None:
+        """Takes all changes back; harmless where nothing is left to take back."""
+        while self.done:
+            self.done.pop().undo()
+
+
+def _place(module: nn.Module, value: Any) -> dict[str, Any]:
+    return module._parameters if isinstance(value, nn.Parameter) else vars(module)
