@@ -1,7 +1,9 @@
-"""S2O prefill on CPUs: what all rows do alike, as matrix products by torch; `cpu_rows.py` holds the rest.
+"""
+S2O prefill on CPUs: what all rows do alike, as matrix products by torch. `cpu_rows.py` and `cpu_tiles.py` do the rest.
 
-Semantics are those of `reference.s2o_prefill` at `tile=1`. bfloat16 stays bfloat16 in all products, with float32 sums
-where the processor has the instruction (AVX-512 BF16); any other dtype is computed in float32.
+Semantics are those of `reference.s2o_prefill` at `tile=1` or, for bfloat16 on processors with AMX, of tiles of
+neighbours (`ordered=False`). bfloat16 stays bfloat16 in all products, with float32 sums, where the processor has the
+instruction (AVX-512 BF16); any other dtype is computed in float32.
 """
 
 import functools
@@ -36,18 +38,19 @@ def s2o_prefill(
     sinks: torch.Tensor | None = None,
     tile: int | None = None,
 ) -> tuple[torch.Tensor, S2OStats]:
-    """See `reference.s2o_prefill`. `granule` is a multiple of 16; `tile` is 1 or `TILE`, by default the faster one."""
+    """
+    See `reference.s2o_prefill`. `granule` is a multiple of 16; `tile` is 1 or, with a granule of `UNIT` keys, `TILE`; by
+    default the faster one.
+    """
     batch, heads, q_len, _ = query.shape
     kv_heads, kv_len, value_dim = key.shape[1], key.shape[2], value.shape[3]
-    if tile is None:
+    if tile is None:  # AMX sums over 32 keys: of granules of 16 it would need two that are neighbours
         tile = TILE if query.dtype == torch.bfloat16 and granule == UNIT and has_amx() else 1
     in_bfloat16 = tile > 1 or (query.dtype == torch.bfloat16 and has_bfloat16())
     dtype = torch.bfloat16 if in_bfloat16 else torch.float32
     given = query.dtype
     # Contiguous, so that no result hangs on how the inputs lie in memory.
-    query, key, value = (
-        _widened(x, LANES if tile == 1 else UNIT).to(dtype).contiguous() for x in (query, key, value)
-    )
+    query, key, value = (_widened(x, LANES if tile == 1 else UNIT).to(dtype).contiguous() for x in (query, key, value))
     grouped = query.unflatten(1, (kv_heads, -1))  # [B, Hkv, ratio, q_len, D]
     out = torch.empty(*grouped.shape[:4], value.shape[3], dtype=given, device="cpu")
     spans = segment_spans(q_len, kv_len, segment)
@@ -132,8 +135,8 @@ class _Past:
         frame (`[D, D]`): takes queries to where the variance is counted.
         mean, variance (`[G, D]`), mean_value (`[G, Dv]`): of the granules, in the dtype of the keys.
         scattered (int64): the granules that every query visits.
-        keys, values: of all granules, one vector that nobody attends, so that tiles may take odd ones in pairs, and the
-            odd keys of all blocks; in vectors of 16 keys, two of which lie as AMX takes them.
+        keys, values: of all granules, one vector that nobody attends, so that tiles may take odd ones in pairs, and
+            the odd keys of all blocks; in vectors of 16 keys, two of which lie as AMX takes them.
         near_keys, near_values: for tiles, all keys in sequence, laid out likewise.
     """
 
@@ -261,7 +264,7 @@ class _Rule:
         self, queries: torch.Tensor, past: _Past, count: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Products of `queries [R, D]` with the first `count` granules' means, and of their squares with variances; and room
+        Products of `queries [R, D]` with the first `count` granules' means, of their squares with variances, and room
         for weights. In whole vectors of granules: what lies beyond `count` has no mass.
         """
         scores, bounds, weights = (queries.new_empty(len(queries), -(-count // LANES) * LANES) for _ in range(3))

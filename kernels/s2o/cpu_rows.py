@@ -24,7 +24,8 @@ ROWS = 64  # rows that share keys in the cache
 PORTION = 64  # vectors of keys that all of them attend before the next
 MOST_MASS = np.float32(1e15)  # of a row, relative to where its weights are counted from
 MOST_EXP = np.float32(80)  # whose exponential is still far from what float32 holds
-ROUGH_EXP2 = (1.00000259, 0.69300384, 0.24144275, 0.05201146, 0.01353417)  # of 2^x, 0 <= x < 1, with the least relative error
+# Series of 2^x, 0 <= x < 1, with the least relative error.
+ROUGH_EXP2 = (1.00000259, 0.69300384, 0.24144275, 0.05201146, 0.01353417)
 
 
 @functools.cache

@@ -1,13 +1,13 @@
 """
 What neighbouring rows of S2O decide together on CPUs, for processors with AMX, which multiplies tiles of 16 rows.
 
-A row that visits granules by itself multiplies a vector with a matrix, which is what AMX does not help with. Here
-`TILE` neighbouring rows of a head visit the granules whose promise, as root mean square over these rows, reaches the
-threshold. A granule of 32 lanes is just what one AMX instruction sums over, and keys and values lie as it takes them
-(`cpu.py` packs them so), so that nothing is gathered: visits are read in place.
+A row that visits granules by itself multiplies a vector with a matrix, where AMX is of no help. Here `TILE` rows of a
+head visit the granules whose promise, as root mean square over these rows, reaches the threshold. Neighbours are
+nearly as alike as rows that were ordered by likeness, at no cost. A granule's 32 lanes are what one instruction sums
+over, and keys and values lie as it takes them (`cpu.py` packs them so): visits are read in place, nothing is gathered.
 
-Without AMX the same is done in loops, slowly, for tests. As in `cpu_rows.py`, sums are relative to a peak that is known
-before, so that the output stays in the registers of tiles along a portion of the list.
+Weights are relative to a peak that is known before, so that sums stay in AMX's registers along a portion of the list.
+Without AMX the same is done in loops, slowly, for tests.
 """
 
 import functools
@@ -84,22 +84,18 @@ def attend_tiles(
     Weights are relative to the logit of a row's own key, or to a higher one where sums would overflow.
     """
     row_count, width = queries.shape
-    padded = bounds.shape[1]
     odd_live = min(block, LANES)
     past_odd = count // block * ((block + LANES - 1) // LANES)
     # Two vectors at a time. Of an odd number the first goes with the one before it, whose lanes are dead.
     leading = np.full(past_odd % 2, odd_at - 1, np.int32)
     near = (np.arange(near_values.size // (LANES * acc.shape[1])) * (UNIT // LANES)).astype(np.int32)
     odd = (odd_at + past_odd % 2 + 2 * np.arange(past_odd // 2)).astype(np.int32)
-    mass, lift = np.empty((TILE, padded), np.float32), np.empty(padded, np.float32)
-    change, share = np.empty(padded, np.float32), np.empty(padded, np.float32)
-    kept = np.zeros(padded, np.float32)  # 1 where a granule enters by its mean
-    held = np.empty(TARGET_BINS + 1, np.float32)
     visits = np.empty(count, np.int32)
     rows, sums = np.zeros((TILE, width), np.uint16), np.empty((TILE, acc.shape[1]), np.float32)
     lanes, peak = np.empty((TILE, LANES), np.float32), np.empty(TILE, np.float32)
     seen, none = np.empty(TILE, np.int64), np.zeros(TILE, np.int64)
-    attended, left, top = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    attended, left = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    room = np.empty((TILE + 4, bounds.shape[1]), np.float32)
     buffers = (np.empty((2, TILE, UNIT), np.float32), np.empty((PORTION, TILE, UNIT), np.uint16))
     if configuration is not None:
         before = np.empty(64, np.uint8)
@@ -109,9 +105,9 @@ def attend_tiles(
         todo = min(TILE, row_count - begin)
         rows[:todo] = queries[begin : begin + todo]
         for r in range(TILE):
-            own = first + min(begin + r, row_count - 1) % length
-            peak[r] = _logit_of(rows[r], near_keys, own) * numbers[0]
-            seen[r] = own + 1
+            row = min(begin + r, row_count - 1)
+            seen[r] = first + row % length + 1
+            peak[r] = max(_logit_of(rows[r], near_keys, seen[r] - 1) * numbers[0], sinks[row])
         again = True
         while again:
             sums[:], lanes[:] = 0, 0
@@ -121,31 +117,9 @@ def attend_tiles(
             _attend(odd, keys, values, none + odd_live, 0, 0, *place)
             for r in range(todo):
                 attended[r] = lanes[r].sum() + exp(sinks[begin + r] - peak[r])
-            change[:], share[:] = 0, 0
-            part = np.float32(1) / np.float32(todo)
-            for r in range(todo):
-                # A past may lie above the near keys by more than float32 holds: estimates are relative to the highest.
-                highest = expect(scores[begin + r], bounds[begin + r], peak[r], numbers, mass[r], lift)
-                top[r] = highest * np.float32(1 / LOG2_E)
-                total = exp2_of(mass[r], highest) + attended[r] * exp(peak[r] - top[r])
-                promise(mass[r], lift, np.float32(1) / total, part, change, share)
-            per_key = np.float32(1) / numbers[1]
-            for i in range(count):
-                change[i] *= per_key
-            own_share = np.float32(1) - share[:count].sum()
-            limit = limit_of(share[:count], change[:count], scattered, own_share, numbers, held)
-            num_visits = 0
-            for i in range(count):
-                kept[i] = change[i] < limit  # not where it is NaN, for the sake of the others of the tile
-                if kept[i] == 0:
-                    visits[num_visits] = i * (UNIT // LANES)
-                    num_visits += 1
-            for r in range(todo):
-                factor = exp(min(top[r] - peak[r], MOST_EXP))
-                entering = factor if compensate else np.float32(0)
-                left[r] = leave(mass[r], kept, entering, weights[begin + r]) * factor
-                if left[r] > 0 and top[r] - peak[r] > MOST_EXP:
-                    left[r] = np.inf
+            own = slice(begin, begin + todo)
+            judged = (scores[own], bounds[own], count, scattered, peak, attended, numbers, compensate)
+            num_visits = _judge(*judged, room, visits, left, weights[own])
             _attend(visits[:num_visits], keys, values, none + LANES, 0, 1, *place)
             again = False
             for r in range(todo):
@@ -164,6 +138,40 @@ def attend_tiles(
 
 
 @jit(SUMS)
+def _judge(scores, bounds, count, scattered, peak, attended, numbers, compensate, room, visits, left, weights):
+    """
+    Lists in `visits` the granules that a tile's rows visit, who have `attended` so much relative to `peak`, and returns
+    how many these are. Writes the `weights` of the others' means, and their sum to `left`.
+    """
+    mass, lift, change, share, kept = room[4:], room[0], room[1], room[2], room[3]
+    held, top = np.empty(TARGET_BINS + 1, np.float32), np.empty(TILE, np.float32)
+    change[:], share[:], kept[:] = 0, 0, 0
+    part = np.float32(1) / np.float32(len(scores))
+    for r in range(len(scores)):
+        # A past may lie above the near keys by more than float32 holds: estimates are relative to the highest.
+        highest = expect(scores[r], bounds[r], peak[r], numbers, mass[r], lift)
+        top[r] = highest * np.float32(1 / LOG2_E)
+        total = exp2_of(mass[r], highest) + attended[r] * exp(peak[r] - top[r])
+        promise(mass[r], lift, np.float32(1) / total, part, change, share)
+    change *= np.float32(1) / numbers[1]
+    nearer = np.float32(1) - share[:count].sum()
+    limit = limit_of(share[:count], change[:count], scattered, nearer, numbers, held)
+    num_visits = 0
+    for i in range(count):
+        kept[i] = change[i] < limit  # not where it is NaN, for the sake of the others of the tile
+        if kept[i] == 0:
+            visits[num_visits] = i * (UNIT // LANES)
+            num_visits += 1
+    for r in range(len(scores)):
+        factor = exp(min(top[r] - peak[r], MOST_EXP))
+        entering = factor if compensate else np.float32(0)
+        left[r] = leave(mass[r], kept, entering, weights[r]) * factor
+        if left[r] > 0 and top[r] - peak[r] > MOST_EXP:
+            left[r] = np.inf
+    return num_visits
+
+
+@jit(SUMS)
 def _logit_of(row, keys, position):
     """Dot product of a row with the key at a `position` of packed `keys`."""
     pairs = row.size // 2
@@ -176,13 +184,11 @@ def _logit_of(row, keys, position):
 
 
 @jit(SUMS)
-def _attend(
-    units, keys, values, seen, step, gap, rows, scale, peak, sums, lanes, buffers, configuration, key_width
-):
+def _attend(units, keys, values, seen, step, gap, rows, scale, peak, sums, lanes, buffers, configuration, key_width):
     """
     Adds the values of the `units`, told by their first vectors, to `sums`, and their weights, relative to `peak`, to
-    `lanes`. A row sees so many keys of a unit's first vector as it has `seen`, `step` fewer from unit to unit, and `gap`
-    fewer of its second vector.
+    `lanes`. Of a unit's first vector a row sees the first `seen` keys, `step` fewer from unit to unit, and of its
+    second vector `gap` fewer.
     """
     scores, weights = buffers
     key_vector, value_vector = rows.shape[1] // 2 * LANES, sums.shape[1] * LANES // 2  # numbers, which are pairs
@@ -288,7 +294,7 @@ class _Row:
 
     def element(self, argument: int, index: int):
         """One number of an array, in all lanes."""
-        return self.write.splat(self.builder.load(self.builder.gep(self.arrays[argument].data, [ir.IntType(64)(index)])))
+        return self.write.splat(self.builder.load(self.place(argument, ir.IntType(64)(index))))
 
     def steps(self, argument: int):
         """Places 0, `LANES`, ... of a one-dimensional array."""
@@ -379,7 +385,7 @@ def promise(typing, mass, lift, factor, part, change, share):
 
 @intrinsic
 def leave(typing, mass, kept, factor, weights):
-    """Writes bits of `factor` times the masses that are `kept` from a visit (1, or else 0); returns these masses' sum."""
+    """Bits of `factor` times the masses that are `kept` from a visit (1, or else 0); returns these masses' sum."""
     args = (mass, kept, factor, weights)
 
     def codegen(context, builder, signature, given):
@@ -464,7 +470,7 @@ def set_tiles(typing, configuration):
 
 @intrinsic
 def score_unit(typing, rows, keys, at, scores, key_width):
-    """`scores [TILE, UNIT]` = `rows [TILE, D]` times the two vectors of keys from `at`; D is 32 a step of `key_width`."""
+    """`scores [TILE, UNIT]`: `rows [TILE, D]` times two vectors of keys from `at`; D is 32 a step of `key_width`."""
     args = (rows, keys, at, scores, key_width)
     steps = key_width.count
 
@@ -532,7 +538,7 @@ def sum_unit(typing, weights, values, at, sums):
 
 @intrinsic
 def weigh(typing, scores, row, scale, peak, live, more_live, weights, lanes):
-    """exp(scale score - peak) of a row's `UNIT` scores, 0 where a lane is not live: to `weights`, and added to `lanes`."""
+    """exp(scale score - peak) of a row's `UNIT` scores, 0 in lanes that are not live: to `weights`, and to `lanes`."""
     args = (scores, types.int64, types.float32, types.float32, types.int64, types.int64, weights, lanes)
 
     def codegen(context, builder, signature, given):

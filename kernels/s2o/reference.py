@@ -262,10 +262,11 @@ def judge(
 def _of_tiles(
     queries: torch.Tensor, promise: torch.Tensor, share: torch.Tensor, tile: int, ordered: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows in tiles of like rows, if `ordered`: each gets its tile's root mean square promise and mean share, both `[R, G]`."""
+    """Each row gets its tile's root mean square promise and mean share, both `[R, G]`; `ordered`: of like rows."""
     size = len(queries)
-    whole = size & -size >= tile
-    order = order_by_likeness(queries[None], tile)[0] if ordered and whole else torch.arange(size, device=queries.device)
+    order = torch.arange(size, device=queries.device)
+    if ordered and size & -size >= tile:  # what does not halve down to a tile stays as it is
+        order = order_by_likeness(queries[None], tile)[0]
     promise, share = promise.clone(), share.clone()
     for rows in order.split(tile):
         promise[rows] = promise[rows].square().mean(0).sqrt()
