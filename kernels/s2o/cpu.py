@@ -39,8 +39,8 @@ def s2o_prefill(
     tile: int | None = None,
 ) -> tuple[torch.Tensor, S2OStats]:
     """
-    See `reference.s2o_prefill`. `granule` is a multiple of 16; `tile` is 1 or, with a granule of `UNIT` keys, `TILE`; by
-    default the faster one.
+    See `reference.s2o_prefill`. `granule` is a multiple of 16; `tile` is 1 or, with a granule of `UNIT` keys, `TILE`;
+    by default the faster one.
     """
     batch, heads, q_len, _ = query.shape
     kv_heads, kv_len, value_dim = key.shape[1], key.shape[2], value.shape[3]

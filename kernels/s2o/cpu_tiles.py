@@ -140,8 +140,8 @@ def attend_tiles(
 @jit(SUMS)
 def _judge(scores, bounds, count, scattered, peak, attended, numbers, compensate, room, visits, left, weights):
     """
-    Lists in `visits` the granules that a tile's rows visit, who have `attended` so much relative to `peak`, and returns
-    how many these are. Writes the `weights` of the others' means, and their sum to `left`.
+    Lists in `visits` the granules that a tile visits, whose rows have `attended` so much relative to `peak`; returns
+    how many they are. Writes the `weights` of the others' means, and their sum to `left`.
     """
     mass, lift, change, share, kept = room[4:], room[0], room[1], room[2], room[3]
     held, top = np.empty(TARGET_BINS + 1, np.float32), np.empty(TILE, np.float32)
