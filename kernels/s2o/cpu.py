@@ -8,7 +8,7 @@ instruction (AVX-512 BF16); any other dtype is computed in float32.
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -64,7 +64,10 @@ def s2o_prefill(
         rows = slice(begin - (kv_len - q_len), end - (kv_len - q_len))
         first = begin // segment * segment
         queries = grouped[head][:, rows]
-        sink = torch.full((len(queries),), -torch.inf) if sinks is None else sinks.float().view(kv_heads, -1)[head[1]]
+        if sinks is None:
+            sink = torch.full((len(queries),), -torch.inf, dtype=torch.float32, device="cpu")
+        else:
+            sink = sinks.float().view(kv_heads, -1)[head[1]]
         sink = sink.repeat_interleave(end - begin)
         if tile == 1:
             near, log_mass = _attend_near(queries, key[head][first:end], value[head][first:end], scale)
@@ -147,8 +150,8 @@ class _Past:
     scattered: torch.Tensor
     keys: torch.Tensor
     values: torch.Tensor
-    near_keys: torch.Tensor | None = None
-    near_values: torch.Tensor | None = None
+    near_keys: torch.Tensor
+    near_values: torch.Tensor
 
     @classmethod
     def of(
@@ -164,11 +167,10 @@ class _Past:
         placing = frame.queries[0].to(key.dtype)
         mean, variance, mean_value = (x.to(key.dtype) for x in (mean, variance, mean_value))
         scattered = scattered.nonzero().flatten()
-        past = cls(placing, mean, variance, mean_value, scattered, _pack_keys(keys), _pack_values(values))
-        if tile == 1:
-            return past
-        key, value = (F.pad(x, (0, 0, 0, -len(x) % UNIT)) for x in (key, value))
-        return replace(past, near_keys=_pack_keys(key), near_values=_pack_values(value))
+        packed = _pack_keys(keys), _pack_values(values)
+        key, value = (F.pad(x, (0, 0, 0, -len(x) % UNIT)) if tile > 1 else x[:0] for x in (key, value))
+        near = _pack_keys(key), _pack_values(value)
+        return cls(placing, mean, variance, mean_value, scattered, *packed, *near)
 
 
 def _whole_vectors(positions: torch.Tensor) -> torch.Tensor:
