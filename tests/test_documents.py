@@ -14,6 +14,8 @@ from hf_infeco.benchmarks.real import report as real_report
 from hf_infeco.benchmarks.s2o import report as s2o_report
 from hf_infeco.benchmarks.static import report as static_report
 
+from .contract import families
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -25,6 +27,7 @@ PAGES = {
     "README.md": lambda: {
         "foundation": foundation.as_table(results("foundation")),
         "real": real_report.readme_block(results("real")),
+        "families": families.as_table(),
     },
     "docs/innerq.md": lambda: innerq_report.blocks(results("innerq")),
     "docs/real.md": lambda: real_report.blocks(results("real")),
