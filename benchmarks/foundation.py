@@ -17,9 +17,9 @@ import hf_infeco
 from hf_infeco import CACHE_NAME
 from hf_infeco.benchmarks.documents import markdown_table, write_page
 from hf_infeco.benchmarks.measuring import MODEL, ROOT, read_results, results_folder, timed, where, write_part
-from hf_infeco.training.testbed.evaluate import perplexity, recall_accuracy
-from hf_infeco.training.testbed.needles import sample_document
-from hf_infeco.training.testbed.text import encode_text, held_out_text
+from hf_infeco.training.testbed.recall.evaluate import perplexity, recall_accuracy
+from hf_infeco.training.testbed.recall.needles import sample_document
+from hf_infeco.training.testbed.recall.text import encode_text, held_out_text
 
 RESULTS = results_folder() / "foundation.json"
 LENGTHS = (1024, 4096, 16384)

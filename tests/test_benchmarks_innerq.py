@@ -10,8 +10,8 @@ from hf_infeco.benchmarks.innerq import caches, gpu, kivi, quality, sizes, step
 from hf_infeco.benchmarks.measuring import MODEL, Progress
 from hf_infeco.innerq.layer import InnerQLayer
 from hf_infeco.kernels.innerq.reference import GROUP
-from hf_infeco.training.testbed.evaluate import ask
-from hf_infeco.training.testbed.needles import sample_document
+from hf_infeco.training.testbed.recall.evaluate import ask
+from hf_infeco.training.testbed.recall.needles import sample_document
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
