@@ -28,7 +28,7 @@ class InnerQCache(Cache):
         config (`PreTrainedConfig`): the model's config.
         innerq (`InnerQConfig`, *optional*): settings, or what `InnerQConfig.coerce` takes, such as "small"; the
             default is `InnerQConfig()`.
-        offloading, offload_only_non_sliding: as for `DynamicCache`.
+        **offloading: `offloading` and `offload_only_non_sliding`, as for `DynamicCache`.
 
     Raises:
         ValueError: if no layer of this model can be an InnerQ layer.
