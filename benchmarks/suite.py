@@ -111,9 +111,8 @@ def run(
     for part in parts:
         place = where(run.device) | suite.place(run)
         measured = rounded(suite.parts[part](run, suite.quick if quick else suite.full))
-        write_part(
-            run.out, part, {"where": place, **(measured if isinstance(measured, dict) else {"entries": measured})}
-        )
+        entry = measured if isinstance(measured, dict) else {"entries": measured}
+        write_part(run.out, part, {"where": place, **entry})
         run.progress(part).path.unlink(missing_ok=True)
     pictures = save_pictures(suite, read_results(run.out), run.out) if plot else []
     return [run.out, *pictures, *write_pages(suite, run.out)]
