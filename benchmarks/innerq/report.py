@@ -10,7 +10,8 @@ def bytes_table(entries: Entries) -> str:
     Bytes of the cache objects, spare room and windows included. Where a cache is short, the 128 exact tokens weigh: up
     to 1K tokens transformers' 4-bit caches are smaller than `base`, because they quantize a prompt's last tokens too.
     """
-    shown = (1024, 2048, 4096, 8192, 32768, 131072)
+    measured = {entry["tokens"] for entry in entries}
+    shown = sorted(measured & {1024, 2048, 4096, 8192, 32768, 131072})
     caches = dict.fromkeys(entry["cache"] for entry in entries)
     share = {(entry["cache"], entry["tokens"]): entry["of_bf16"] for entry in entries}
     rows = [[name, *(f"{share[name, tokens]:.3f}" for tokens in shown)] for name in caches if name != "dense"]

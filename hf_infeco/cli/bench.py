@@ -15,7 +15,7 @@ Parts = Annotated[
     typer.Option(help="Comma-separated, all by default, '' for none; the file keeps what is not measured again."),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Short inputs: shows that it runs, and no more.")]
-Plot = Annotated[bool, typer.Option("--plot", help="Draw the results too; needs hf_infeco[bench].")]
+Plot = Annotated[bool, typer.Option("--plot", help="Draw the results too; needs the extra `bench`.")]
 Out = Annotated[Path | None, typer.Option(help="The JSON file that is written.")]
 Model = Annotated[str | None, typer.Option(help="A folder with another model; real also takes gemma3 and the Hub's.")]
 
