@@ -1,6 +1,6 @@
 """Train the bundled `catalog` model: the next item of a user's history, as a semantic id.
 
-python -m hf_infeco.training.testbed.train_catalog --out examples/models/catalog --seed 0
+python -m hf_infeco.training.testbed.catalog.train --out examples/models/catalog --seed 0
 
 Every batch is of new users. What is trained on ends before the fresh items of the catalogue come, so the model never
 sees one.

@@ -1,4 +1,4 @@
-"""The testbed's text, task, training and the bundled recall model."""
+"""The recall model's text, task, training and bundled weights."""
 
 from pathlib import Path
 
@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaForCausalLM
 
 from hf_infeco import CACHE_NAME
-from hf_infeco.training.testbed import evaluate, needles, rows, text
-from hf_infeco.training.testbed.lookup_heads import wire_lookup_heads
-from hf_infeco.training.testbed.train_recall import Stage, Trainer, recall_config, save
+from hf_infeco.training.testbed.accuracy import Accuracy
+from hf_infeco.training.testbed.recall import evaluate, needles, rows, text
+from hf_infeco.training.testbed.recall.lookup_heads import wire_lookup_heads
+from hf_infeco.training.testbed.recall.train import Stage, Trainer, recall_config, save
 
 RECALL = Path(__file__).resolve().parents[2] / "examples" / "models" / "recall"
 
@@ -131,9 +132,9 @@ def test_cache_factory_makes_one_cache_per_document(model, tokenizer):
 
 
 def test_wilson_interval_holds_the_rate_and_stays_a_share():
-    low, high = evaluate.Accuracy(99, 100).interval
+    low, high = Accuracy(99, 100).interval
     assert 0.94 < low < 0.99 < high < 1.0
-    assert evaluate.Accuracy(10, 10).interval == pytest.approx((0.722, 1.0), abs=1e-3)
+    assert Accuracy(10, 10).interval == pytest.approx((0.722, 1.0), abs=1e-3)
 
 
 def test_training_runs_saves_and_resumes(tokenizer, text_ids, tmp_path):

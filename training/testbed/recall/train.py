@@ -1,6 +1,6 @@
 """Train the bundled `recall` model: text tokenizer, curriculum, checkpoint.
 
-python -m hf_infeco.training.testbed.train_recall --out examples/models/recall --seed 0
+python -m hf_infeco.training.testbed.recall.train --out examples/models/recall --seed 0
 
 The curriculum is the table `STAGES`. First dense dictionaries, until the model finds out that a key can be looked up
 (a sharp phase change); then the same lookups in real text of growing length, with language model loss on that text.

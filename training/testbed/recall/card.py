@@ -1,6 +1,6 @@
 """Write the recall model's card from what was measured.
 
-python -m hf_infeco.training.testbed.card examples/models/recall
+python -m hf_infeco.training.testbed.recall.card examples/models/recall
 """
 
 import argparse
@@ -10,7 +10,7 @@ from textwrap import fill
 
 from transformers import AutoConfig
 
-from .train_recall import STAGES
+from .train import STAGES
 
 TEMPLATE = """---
 library_name: transformers
@@ -53,12 +53,12 @@ Perplexity per token on held-out text, every window starting from `<bos>`:
 |---|---|---|
 {perplexity_rows}
 
-Again: `python -m hf_infeco.training.testbed.evaluate {folder}` (writes `evaluation.json`), then
-`python -m hf_infeco.training.testbed.card {folder}`.
+Again: `python -m hf_infeco.training.testbed.recall.evaluate {folder}` (writes `evaluation.json`), then
+`python -m hf_infeco.training.testbed.recall.card {folder}`.
 
 ## Recipe
 
-`python -m hf_infeco.training.testbed.train_recall --out {folder} --seed {seed}`
+`python -m hf_infeco.training.testbed.recall.train --out {folder} --seed {seed}`
 
 - Text: sources and language reference of the Python standard library of the machine that trains ({text_tokens:,}
   tokens, Python {python}); a fixed list of modules and topics is held out to measure on. Nothing is downloaded.
@@ -79,7 +79,7 @@ The seed fixes data and start; another number of threads, torch or Python versio
 
 - It is a measuring device, not an assistant: at this size its text is only locally plausible.
 - Keys and values are 128 fixed tokens. Ordinary text that spells `#12` must be encoded with
-  `hf_infeco.training.testbed.text.encode_text`, which keeps it ordinary.
+  `hf_infeco.training.testbed.recall.text.encode_text`, which keeps it ordinary.
 - Longer than 16K tokens, or more than {needles} needles, was not measured.
 - The perplexity is per token of its own small vocabulary: compare it only with itself.
 - A loss measured here does not forecast the loss of a large model; small ones are more fragile.

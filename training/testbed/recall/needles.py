@@ -61,7 +61,7 @@ def question_ids(tokenizer: PreTrainedTokenizerFast, key: int | str) -> Tensor:
     """Token ids `[2]` that ask for `key` (its token, such as `"@oslo"`, or its id): append them to a document."""
     key_id = tokenizer.convert_tokens_to_ids(key) if isinstance(key, str) else int(key)
     if key_id not in key_ids(tokenizer):
-        raise ValueError(f"{key!r} is not a key; keys are {KEYS[0]!r} to {KEYS[-1]!r}, see training.testbed.text.KEYS")
+        raise ValueError(f"{key!r} is not a key; keys are {KEYS[0]!r} to {KEYS[-1]!r}, see recall.text.KEYS")
     return torch.tensor([tokenizer.convert_tokens_to_ids(ASK), key_id])
 
 

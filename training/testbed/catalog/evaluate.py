@@ -1,6 +1,6 @@
 """Measure the catalog model: beams with and without an index, over the whole catalogue and over its fresh items.
 
-python -m hf_infeco.training.testbed.evaluate_catalog examples/models/catalog
+python -m hf_infeco.training.testbed.catalog.evaluate examples/models/catalog
 """
 
 import argparse
@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import hf_infeco
 
+from ..accuracy import Accuracy
 from .catalogue import LAST_DAY, LEVELS, VOCAB_SIZE, Catalogue, encode_histories
-from .evaluate import Accuracy
 
 BEAMS, AT_ONCE = 10, 100  # answers for each user, users in a batch
 USERS = 4000  # of the report

@@ -1,6 +1,6 @@
 """Write the catalog model's card from what was measured.
 
-python -m hf_infeco.training.testbed.card_catalog examples/models/catalog
+python -m hf_infeco.training.testbed.catalog.card examples/models/catalog
 """
 
 import argparse
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from .train_catalog import BETAS, EVENTS, RATE, USERS, WARM_UP, WEIGHT_DECAY
+from .train import BETAS, EVENTS, RATE, USERS, WARM_UP, WEIGHT_DECAY
 
 TEMPLATE = """---
 library_name: transformers
@@ -19,9 +19,9 @@ license: apache-2.0
 
 A plain `LlamaForCausalLM` ({shape})
 that reads the items a user bought, four tokens each, and writes the next one. Users, items and their ids are invented
-(`hf_infeco/training/testbed/catalogue.py`): {items:,} items in 256 categories, a taste of style and price, popularity,
-and appeal that fades with age. {fresh_items} items are fresh: they came after the training data and were never seen.
-`items.csv` is the catalogue, ready for `hf-infeco index build items.csv INDEX --vocab-size 1026 --id id`.
+(`hf_infeco/training/testbed/catalog/catalogue.py`): {items:,} items in 256 categories, a taste of style and price,
+popularity, and appeal that fades with age. {fresh_items} items are fresh: they came after the training data and were
+never seen. `items.csv` is the catalogue, ready for `hf-infeco index build items.csv INDEX --vocab-size 1026 --id id`.
 
 ## Use
 
@@ -46,12 +46,12 @@ Why the fresh items are found: a fresh item shares its first two tokens, categor
 trained on, so the model tells which would suit. Its last two tokens are news to the model, which therefore never
 writes them of itself, nor prefers them to a known item's; only the index restricted to fresh items leaves them.
 
-Again: `python -m hf_infeco.training.testbed.evaluate_catalog {folder}` (writes `evaluation.json`), then
-`python -m hf_infeco.training.testbed.card_catalog {folder}`.
+Again: `python -m hf_infeco.training.testbed.catalog.evaluate {folder}` (writes `evaluation.json`), then
+`python -m hf_infeco.training.testbed.catalog.card {folder}`.
 
 ## Recipe
 
-`python -m hf_infeco.training.testbed.train_catalog --out {folder} --seed {seed}`
+`python -m hf_infeco.training.testbed.catalog.train --out {folder} --seed {seed}`
 
 AdamW (rate {rate:g}, {warm_up} steps up, then down to a hundredth in a straight line; betas {betas}; weight decay
 {weight_decay:g}), bf16 autocast, {steps:,} steps of {rows} new users with {events} items each, {minutes} minutes on

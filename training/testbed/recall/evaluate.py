@@ -1,6 +1,6 @@
 """Measure a causal LM on the recall task: needles found in long real text, and perplexity of held-out text.
 
-python -m hf_infeco.training.testbed.evaluate examples/models/recall
+python -m hf_infeco.training.testbed.recall.evaluate examples/models/recall
 
 Works on any transformers causal LM with the testbed's tokenizer, also on one whose attention or cache is patched: it
 only calls `model(input_ids, cache=...)`.
@@ -10,8 +10,7 @@ import argparse
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import ceil, exp, sqrt
+from math import ceil, exp
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from transformers.cache_utils import Cache
 
 from hf_infeco import CACHE_NAME
 
+from ..accuracy import Accuracy
 from .needles import question_ids, sample_document
 from .text import encode_text, held_out_text
 
@@ -30,32 +30,6 @@ QUESTIONS_AT_ONCE = 16  # copies of a document's cache alive together: 0.5 GB fo
 QUESTIONS = {1024: 4000, 4096: 4000, 16384: 2000}  # of the report, by document length
 WINDOWS = {4096: 36, 16384: 10}  # of held-out text, by window length
 NEEDLES = 32  # in a document of the report, each asked for once
-
-
-@dataclass
-class Accuracy:
-    """Correct answers out of `total`, with a 95 % Wilson interval."""
-
-    correct: int
-    total: int
-
-    @property
-    def rate(self) -> float:
-        """Share of correct answers, 0 to 1."""
-        return self.correct / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson score interval of `rate`; it takes the questions as independent."""
-        z = 1.959964
-        centre = self.rate + z * z / (2 * self.total)
-        spread = z * sqrt(self.rate * (1 - self.rate) / self.total + z * z / (4 * self.total**2))
-        scale = 1 + z * z / self.total
-        return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{100 * self.rate:.2f} % ({self.correct}/{self.total}, 95 % interval {100 * low:.2f}-{100 * high:.2f})"
 
 
 @torch.no_grad()
