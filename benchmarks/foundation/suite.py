@@ -113,7 +113,7 @@ def speed(model, tokenizer, extent: Extent) -> dict:
 
 
 def as_table(recalled: dict, perplexities: dict, speeds: dict) -> str:
-    """Cells that were not measured stay empty."""
+    """Questions about long documents, perplexity of text, and what a prompt costs. Cells not measured stay empty."""
     rows: list[tuple[str, ...]] = []
 
     def row(label: str, part: dict, cell) -> None:
@@ -144,7 +144,7 @@ def as_table(recalled: dict, perplexities: dict, speeds: dict) -> str:
 
 SUITE = Suite(
     name="foundation",
-    title="Foundation",
+    title="The bundled recall model",
     parts={
         "recall": by_configuration(recall, "dense", "patched"),
         "perplexity": by_configuration(perplexity_in_chunks),
@@ -152,7 +152,7 @@ SUITE = Suite(
     },
     full=Extent(),
     quick=QUICK,
-    quotes={"README.md": Table("Foundation", ("recall", "perplexity", "speed"), as_table)},
+    tables=(Table("Dense and patched", ("recall", "perplexity", "speed"), as_table),),
     find_model=recall_model,
     uses_gpu=True,
 )

@@ -156,6 +156,25 @@ def caches_table(text: Entries, lookup: Entries) -> str:
     return markdown_table([*header, *(f"{task}, {tokens:,} tokens" for task, tokens in cells)], rows)
 
 
+def lengths_table(entries: Entries) -> str:
+    """
+    A whole prompt read in one forward and then decoded token by token, dense and patched with all defaults, after
+    `warm_up`: medians of one run, in which the ways take turns.
+    """
+    found = {(entry["tokens"], entry["way"]): entry for entry in entries}
+    cells = {"prefill": "{prefill_seconds:.2f} s", "a token": "{step_seconds:.3f} s", "cache": "{mib:.1f} MiB"}
+    rows = [
+        [f"{tokens:,}"]
+        + [
+            cell.format_map(entry | {"mib": entry["bytes"] / 2**20})
+            for cell in cells.values()
+            for entry in (found[tokens, "dense"], found[tokens, "patched"])
+        ]
+        for tokens in _distinct(entries, "tokens")
+    ]
+    return markdown_table(["tokens", *(f"{what}, {way}" for what in cells for way in ("dense", "patched"))], rows)
+
+
 def padding_table(entries: Entries) -> str:
     """
     Rows of 300 tokens of text behind so many pads; KL of the next 12 tokens from the dense model without padding.
@@ -188,6 +207,7 @@ def steps_table(entries: Entries) -> str:
 
 
 TABLES = (
+    Table("A prompt of each length", ("lengths",), lengths_table),
     Table("Text behind a prompt", ("text",), text_table),
     Table("Token by token", ("steps",), steps_table),
     Table("Finding things again", ("lookup",), lookup_table),

