@@ -59,10 +59,7 @@ aot: $(READY) ## compile every Triton kernel for GPUs that are not here; fails o
 	$(BIN)/python -m hf_infeco.kernels.aot
 
 bench: $(READY) ## measure and write benchmarks/results/
-	$(BIN)/python -m hf_infeco.benchmarks.foundation
-	$(BIN)/hf-infeco bench s2o
-	$(BIN)/hf-infeco bench innerq
-	$(BIN)/hf-infeco bench static
+	for suite in foundation s2o innerq static; do $(BIN)/hf-infeco bench $$suite || exit; done
 
 real: $(VENV)/.real-ready ## fetch a real trained model, once, and measure what a patch costs it (MODEL=... for another)
 	$(if $(MODEL),HF_HUB_OFFLINE=0) $(BIN)/hf-infeco bench real $(if $(MODEL),--model $(MODEL))

@@ -5,7 +5,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -30,16 +30,9 @@ LLAMA_8B: dict[str, Any] = dict(
 )
 
 
-def check_parts(parts: Collection[str], known: Collection[str]) -> None:
-    """Raises a ValueError that names those of `parts` that are not `known`."""
-    if unknown := sorted(set(parts) - set(known)):
-        raise ValueError(f"No part is called {', '.join(unknown)}; there are {', '.join(known)}.")
-
-
-def check_request(parts: Collection[str], known: Collection[str], model: Path | None) -> Path:
-    """The folder of the recall model, the bundled one by default, for a benchmark of `parts` out of `known`."""
-    check_parts(parts, known)
-    model = model or MODEL
+def recall_model(folder: str | None = None) -> Path:
+    """The folder of the recall model, the bundled one by default."""
+    model = Path(folder or MODEL)
     if not (model / "config.json").is_file():
         raise ValueError(
             f"There is no model in {model}. The bundled one lies in the repository's examples/models/recall: run from "

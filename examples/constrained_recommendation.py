@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import hf_infeco
-from hf_infeco.training.testbed.catalogue import LAST_DAY, VOCAB_SIZE, Catalogue, encode_histories
+from hf_infeco.training.testbed.catalog.catalogue import LAST_DAY, VOCAB_SIZE, Catalogue, encode_histories
 
 MODEL = Path(__file__).parent / "models" / "catalog"
 ANSWERS = 10

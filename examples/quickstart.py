@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_infeco
-from hf_infeco.training.testbed.evaluate import ask
-from hf_infeco.training.testbed.needles import answer_text, sample_document
-from hf_infeco.training.testbed.text import encode_text, held_out_text
+from hf_infeco.training.testbed.recall.evaluate import ask
+from hf_infeco.training.testbed.recall.needles import answer_text, sample_document
+from hf_infeco.training.testbed.recall.text import encode_text, held_out_text
 
 MODEL = Path(__file__).parent / "models" / "recall"
 NEW_TOKENS = 32

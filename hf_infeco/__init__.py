@@ -29,10 +29,15 @@ __all__ = [
     "constrained_beam_search",
     "describe_device",
     "explain",
+    "fork_cache",
+    "held_mask",
+    "join_heads",
+    "keep_tokens",
     "patch",
     "patched",
     "report",
     "s2o_attention",
+    "select_heads",
     "static_generate",
     "unpatch",
     "warm_up",
@@ -41,6 +46,7 @@ __all__ = [
 # Where each name comes from, once for whoever reads types and once for Python, which imports a module when it is asked
 # for a name of it. No module may be called like a public name: importing it would put it in the name's place.
 if TYPE_CHECKING:
+    from .cache_operations import fork_cache, held_mask, join_heads, keep_tokens, select_heads
     from .compat import CACHE_NAME
     from .config import InfecoConfig
     from .innerq import InnerQCache, InnerQConfig
@@ -60,6 +66,7 @@ if TYPE_CHECKING:
     from .warming import warm_up
 else:
     ORIGINS = {
+        "cache_operations": ["fork_cache", "held_mask", "join_heads", "keep_tokens", "select_heads"],
         "compat": ["CACHE_NAME"],
         "config": ["InfecoConfig"],
         "innerq": ["InnerQCache", "InnerQConfig"],

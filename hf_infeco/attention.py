@@ -17,7 +17,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from . import compat
 from .dense import capped_attention, masked_attention
 from .edits import Edits
-from .kv import KVHandle, plain, view_behind
+from .kv import DenseView, KVHandle, KVView, plain, view_behind
 from .plan import PLAN_ATTRIBUTE, LayerPlan, plan_of
 from .prefill import causal_attention
 
@@ -90,26 +90,34 @@ def infeco_mask(
 
     Returns:
         None for plain causal attention without padding, whose last query is the last key; the padding mask `[B,
-        kv_length]` of bool for causal attention with padding; SDPA's mask `[B, 1, q_length, kv_length]` for every
-        other pattern.
+        positions]` of bool, from the first token on, for causal attention with padding; SDPA's mask `[B, 1, q_length,
+        kv_length]` for every other pattern.
+
+    Raises:
+        ValueError: for a cache that tokens were dropped from, where a padding mask has to be written into another.
     """
     # A window that the whole context fits into is plain causal too. Overlays, packed sequences, what a graph takes for
     # packed, and compiled steps with a static cache come with allow_is_causal_skip=False.
     within_window = local_size is not None and kv_length <= local_size
     is_causal = allow_is_causal_skip and (mask_function is causal_mask_function or within_window)
     # A static cache shows keys that are not written yet: causality is then not a matter of lengths alone.
-    ends_at_last_key = kv_offset == 0 and isinstance(q_offset, int) and q_offset + q_length == kv_length
-    if is_causal and ends_at_last_key:
+    has_lengths = isinstance(q_offset, int) and isinstance(kv_offset, int)
+    positions = kv_offset + kv_length
+    padding = attention_mask
+    if is_causal and has_lengths and q_offset + q_length == positions:
         # Like transformers, a mask that is too short hides the keys that it does not speak of.
-        padding = (
-            None
-            if attention_mask is None
-            else nn.functional.pad(attention_mask[:, :kv_length], (0, max(0, kv_length - attention_mask.shape[-1])))
-        )
+        if padding is not None:
+            padding = nn.functional.pad(padding[:, :positions], (0, max(0, positions - padding.shape[-1])))
         if padding is None or padding.all():
             return None
         if not compat.slices_masks(config):
             return padding
+    # Without a window, keys begin late where `keep_tokens` dropped some, and the cache alone knows which.
+    if has_lengths and kv_offset > 0 and local_size is None and padding is not None and not padding.all():
+        raise ValueError(
+            "Tokens were dropped from this cache, and the model asks for more than a causal mask, into which the "
+            "attention_mask of a padded batch cannot be written any more. Run its rows one by one, without padding."
+        )
     return sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
@@ -145,7 +153,8 @@ def infeco_attention(
     Args:
         query (`torch.Tensor` `[B, H, q_len, D]`), key (`[B, Hkv, kv_len, D]`), value (`[B, Hkv, kv_len, Dv]`): key and
             value may be `KVHandle`s of a packed cache.
-        attention_mask (`torch.Tensor`, *optional*): what `infeco_mask` returned, or a 4-D mask of the user's.
+        attention_mask (`torch.Tensor`, *optional*): what `infeco_mask` returned, or a 4-D mask of the user's, which
+            speaks of the keys that the cache shows.
         s_aux (`torch.Tensor` `[H]`, *optional*): learned attention sinks, logits that join each row's softmax.
         softcap (`float`, *optional*): logits become softcap * tanh(logits / softcap).
 
@@ -159,15 +168,15 @@ def infeco_attention(
     query, key, value = _to_one_dtype(query, key, value)
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    padding = _padding(attention_mask, query)
+    view = key.view_of if isinstance(key, KVHandle) else None
+    padding = _padding(attention_mask, query, view)
     plan = plan_of(module)
     is_plain = is_causal and dropout == 0 and kwargs.get("position_bias") is None
     is_plain = is_plain and (attention_mask is None or padding is not None)
 
     # A module without a plan is none of ours: cross-attention, whose queries and keys are no one sequence.
-    if plan is not None and isinstance(key, KVHandle) and query.shape[2] <= MAX_PACKED_QUERIES:
-        view = view_behind(key, value)
-        if is_plain and view is not None:
+    if plan and view is not None and not isinstance(view, DenseView) and query.shape[2] <= MAX_PACKED_QUERIES:
+        if is_plain and view is view_behind(key, value):
             with torch.autocast(query.device.type, enabled=False):  # sums stay in float32
                 out = view.attend(query, scale, padding, s_aux, softcap)
             if out is not None:
@@ -176,6 +185,7 @@ def infeco_attention(
         plan.unpacked_calls += 1
 
     key, value = (plain(tensor).to(query.dtype) for tensor in (key, value))
+    padding, attention_mask = _masks_of_keys(padding, attention_mask, key, view)
     if plan is not None and is_causal and query.shape[2] > 1:
         starts = left_padding(padding)
         if is_plain and softcap is None and (padding is None or starts is not None):
@@ -222,12 +232,33 @@ def _to_one_dtype(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [tensor if isinstance(tensor, KVHandle) else tensor.to(dtype) for tensor in tensors]
 
 
-def _padding(attention_mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
-    """The mask as bool `[B, kv_len]` where it hides the same keys from all queries that could see them, else None."""
+def _padding(attention_mask: torch.Tensor | None, query: torch.Tensor, view: KVView | None) -> torch.Tensor | None:
+    """
+    The mask as bool `[B, positions]` where it hides the same tokens from all queries that could see them, else None.
+    """
     if attention_mask is None or attention_mask.ndim == 2:
         return attention_mask
+    is_of_keys = view is not None and view.kept is not None  # and these are no positions any more
     one_query = query.shape[2] == 1 and attention_mask.shape[1:3] == (1, 1) and attention_mask.dtype == torch.bool
-    return attention_mask[:, 0, 0].expand(query.shape[0], -1) if one_query else None
+    return attention_mask[:, 0, 0].expand(query.shape[0], -1) if one_query and not is_of_keys else None
+
+
+def _masks_of_keys(
+    padding: torch.Tensor | None, attention_mask: torch.Tensor | None, key: torch.Tensor, view: KVView | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Padding `[B, positions]` and a 4-D mask as masks of the keys at hand, which also hide what rows do not hold."""
+    if view is None:  # a window holds the last positions
+        return (None if padding is None else padding[:, -key.shape[2] :]), attention_mask
+    if padding is not None or attention_mask is None:
+        padding = view.key_mask(padding)
+        return padding, padding
+    held = view.key_mask(None)
+    if held is None:
+        return None, attention_mask
+    held = held[:, None, None]
+    if attention_mask.dtype == torch.bool:
+        return None, attention_mask & held
+    return None, attention_mask.masked_fill(~held, torch.finfo(attention_mask.dtype).min)
 
 
 def left_padding(padding: torch.Tensor | None) -> list[int] | None:

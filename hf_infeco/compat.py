@@ -26,8 +26,9 @@ from transformers import (
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
+    cache_utils,
 )
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import logging
 
@@ -222,6 +223,16 @@ def default_layers(config: PreTrainedConfig) -> list[Any]:
 def is_full_attention_layer(layer: Any) -> bool:
     """Whether a cache layer is the plain growing one. Sliding, linear, indexed, hybrid and shared layers are not."""
     return type(layer) is DynamicLayer
+
+
+def is_window_layer(layer: Any) -> bool:
+    """Whether a cache layer holds keys and values of the newest tokens, or of an image."""
+    return type(layer) in (DynamicSlidingWindowLayer, CrossAttentionLayer)
+
+
+def is_placeholder_layer(layer: Any) -> bool:
+    """Whether a cache layer holds nothing: its decoder layer reads another one's keys (5.20 and later)."""
+    return isinstance(layer, getattr(cache_utils, "DummyLayer", ()))
 
 
 # ---------------------------------------------------------------- caches

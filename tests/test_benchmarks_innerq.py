@@ -7,11 +7,11 @@ from transformers import DynamicCache, LlamaConfig
 
 from hf_infeco import CACHE_NAME, InnerQCache
 from hf_infeco.benchmarks.innerq import caches, gpu, kivi, quality, sizes, step
-from hf_infeco.benchmarks.measuring import MODEL, Progress
+from hf_infeco.benchmarks.measuring import MODEL
 from hf_infeco.innerq.layer import InnerQLayer
 from hf_infeco.kernels.innerq.reference import GROUP
-from hf_infeco.training.testbed.evaluate import ask
-from hf_infeco.training.testbed.needles import sample_document
+from hf_infeco.training.testbed.recall.evaluate import ask
+from hf_infeco.training.testbed.recall.needles import sample_document
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,13 +75,6 @@ def test_a_filled_cache_is_what_a_prefill_leaves(reader):
     filled = caches.filled(caches.MAIN["default"], reader.packed.config, reader.prefill(ids))
     for one, other in zip(filled.layers, cache.layers, strict=True):
         torch.testing.assert_close(one.keys, other.keys, rtol=0.05, atol=0.05)  # two ways to attend in bfloat16
-
-
-def test_progress_is_taken_up_again(tmp_path):
-    progress = Progress(tmp_path / "p.json")
-    assert progress.once("piece", lambda: {"dense": 3}) == {"dense": 3}
-    again = Progress(tmp_path / "p.json")
-    assert again.once("piece", lambda: pytest.fail("measured twice")) == {"dense": 3}
 
 
 def test_perplexity_of_the_dense_cache_is_that_of_the_model(reader):

@@ -1,55 +1,54 @@
-"""What the documents quote stands in the results that a script wrote."""
+"""What the documents quote stands in the results that a script wrote, and in the sources."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
 import hf_infeco
-from hf_infeco.benchmarks import foundation
-from hf_infeco.benchmarks.documents import write_page
-from hf_infeco.benchmarks.innerq import report as innerq_report
-from hf_infeco.benchmarks.real import report as real_report
-from hf_infeco.benchmarks.remix import report as remix_report
-from hf_infeco.benchmarks.s2o import report as s2o_report
-from hf_infeco.benchmarks.static import report as static_report
+from hf_infeco.benchmarks import SUITES, load
+from hf_infeco.benchmarks.documents import pages, with_block
+from hf_infeco.benchmarks.measuring import read_results, results_folder
+
+from .contract import families
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
-def results(name: str) -> dict:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+@pytest.mark.parametrize("name", SUITES)
+def test_the_tables_of_all_pages_are_those_of_the_saved_results(name):
+    shown = pages(load(name), read_results(results_folder() / f"{name}.json"))
+    assert shown
+    for page, text in shown.items():
+        assert page.read_text() == text, f"{page.name}: hf-infeco bench {name} --parts ''"
 
 
-PAGES = {
-    "README.md": lambda: {
-        "foundation": foundation.as_table(results("foundation")),
-        "real": real_report.readme_block(results("real")),
-    },
-    "docs/innerq.md": lambda: innerq_report.blocks(results("innerq")),
-    "docs/real.md": lambda: real_report.blocks(results("real")),
-    "docs/remix.md": lambda: remix_report.blocks(results("remix")),
-    "docs/s2o.md": lambda: s2o_report.blocks(results("s2o")),
-    "docs/static.md": lambda: static_report.blocks(results("static")),
-}
+def test_the_families_of_the_readme_are_those_of_the_contract():
+    text = (ROOT / "README.md").read_text()
+    assert with_block(text, "families", families.as_table()) == text
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_tables_of_a_page_are_those_of_the_saved_results(page, tmp_path):
-    copy = tmp_path / "page.md"
-    copy.write_text((ROOT / page).read_text())
-    write_page(copy, PAGES[page]())
-    assert copy.read_text() == (ROOT / page).read_text()
+@pytest.mark.parametrize("page", ["s2o", "innerq", "static", "remix", "real"])
+def test_a_page_quotes_one_short_table_and_one_picture(page):
+    text = (DOCS / f"{page}.md").read_text()
+    (table,) = re.findall(r"<!-- results:\w+ -->\n(.*?)\n<!-- /results -->", text, re.DOTALL)
+    assert sum(line.startswith("|") for line in table.splitlines()) <= 2 + 8
+    (picture,) = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert f"results/{page}.md" in text and (DOCS / picture).is_file()
 
 
-def test_a_page_without_the_mark_is_refused(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("<!-- results:a -->\nold\n<!-- /results -->\n")
-    write_page(page, {"a": "new"})
-    assert page.read_text() == "<!-- results:a -->\nnew\n<!-- /results -->\n"
+@pytest.mark.parametrize("name", SUITES)
+def test_every_picture_of_a_page_of_results_is_there_and_small(name):
+    for picture in load(name).pictures:
+        assert (DOCS / "results" / f"{name}_{picture}.svg").stat().st_size < 100_000
+
+
+def test_a_page_without_the_mark_is_refused():
+    page = "<!-- results:a -->\nold\n<!-- /results -->\n"
+    assert with_block(page, "a", "new") == "<!-- results:a -->\nnew\n<!-- /results -->\n"
     with pytest.raises(ValueError, match="0 marks <!-- results:b -->"):
-        write_page(page, {"b": "new"})
+        with_block(page, "b", "new")
 
 
 def test_the_messages_of_the_troubleshooting_page_are_those_of_the_sources():
@@ -63,5 +62,5 @@ def test_the_messages_of_the_troubleshooting_page_are_those_of_the_sources():
 
 def test_the_api_page_names_every_public_name():
     page = (ROOT / "docs" / "api.md").read_text()
-    listed = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith(":::")}
+    listed = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith((":::", "### "))}
     assert not set(hf_infeco.__all__) - listed

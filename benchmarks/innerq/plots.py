@@ -1,27 +1,18 @@
 """Pictures of the results: time and bytes over length, perplexity over bits, error by layer."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
+from ..pictures import panels
 
-PANEL = (4.6, 3.4)  # inches
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 DENSE = {"bf16": "black", "fp32": "gray", "dense": "black"}
 
 
-def draw_all(results: dict, out: Path) -> list[Path]:
-    """One picture per measured part that has one; they lie beside `out`."""
-    drawers = {"step": step, "bytes": sizes, "perplexity": perplexity, "errors": errors}
-    paths = []
-    for part in sorted(drawers.keys() & results.keys()):
-        figure = drawers[part](results[part]["entries"])
-        paths.append(out.with_name(f"{out.stem}_{part}.png"))
-        figure.savefig(paths[-1], dpi=120)
-    return paths
-
-
-def step(entries: list[dict]) -> Figure:
+def step(entries: list[dict]) -> "Figure":
     """Decode attention's time over length, batch 1, and the share of the memory's bandwidth; 4 heads per KV head."""
-    figure, axes = _panels(2)
+    figure, (axes,) = panels(1, 2)
     shown = [entry for entry in entries if entry["batch"] == 1 and entry["ratio"] == 4]
     for axis, field, factor, label in zip(axes, ("seconds", "of_bandwidth"), (1e3, 100), ("ms", "% of bandwidth")):
         for name in dict.fromkeys(entry["attention"] for entry in shown):
@@ -34,9 +25,9 @@ def step(entries: list[dict]) -> Figure:
     return figure
 
 
-def sizes(entries: list[dict]) -> Figure:
+def sizes(entries: list[dict]) -> "Figure":
     """A cache's bytes over those of the dense one in bf16, over length."""
-    figure, (axis,) = _panels(1)
+    figure, ((axis,),) = panels(1, 1)
     for name in dict.fromkeys(entry["cache"] for entry in entries if entry["cache"] != "dense"):
         line = sorted((entry["tokens"], entry["of_bf16"]) for entry in entries if entry["cache"] == name)
         axis.plot(*zip(*line), marker=".", label=name)
@@ -46,10 +37,10 @@ def sizes(entries: list[dict]) -> Figure:
     return figure
 
 
-def perplexity(entries: list[dict]) -> Figure:
+def perplexity(entries: list[dict]) -> "Figure":
     """Perplexity above the dense cache's over bits per number, a panel per length."""
     lengths = sorted({entry["tokens"] for entry in entries})
-    figure, axes = _panels(len(lengths))
+    figure, (axes,) = panels(1, len(lengths))
     for axis, tokens in zip(axes, lengths):
         for entry in entries:
             if entry["tokens"] == tokens and "bits" in entry and entry["cache"] != "dense":
@@ -60,17 +51,12 @@ def perplexity(entries: list[dict]) -> Figure:
     return figure
 
 
-def errors(entries: list[dict]) -> Figure:
+def errors(entries: list[dict]) -> "Figure":
     """Relative error of the attention's output, by layer."""
-    figure, (axis,) = _panels(1)
+    figure, ((axis,),) = panels(1, 1)
     for entry in entries:
         if entry["cache"] != "dense":
             axis.plot(entry["error_by_layer"], marker=".", label=entry["cache"])
     axis.set(xlabel="layer", ylabel="relative L2 error", yscale="log")
     axis.legend(fontsize="xx-small")
     return figure
-
-
-def _panels(columns: int):
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1]), layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, DynamicCach
 
 import hf_infeco
 from hf_infeco import CACHE_NAME
-from hf_infeco.training.testbed.evaluate import Accuracy, ask
-from hf_infeco.training.testbed.needles import question_ids, sample_document
-from hf_infeco.training.testbed.text import encode_text, held_out_text
+from hf_infeco.training.testbed.accuracy import Accuracy
+from hf_infeco.training.testbed.recall.evaluate import ask
+from hf_infeco.training.testbed.recall.needles import question_ids, sample_document
+from hf_infeco.training.testbed.recall.text import encode_text, held_out_text
 
 from ..measuring import Progress
 from ..s2o.inputs import capture

@@ -14,6 +14,7 @@ from .reader import Reader
 from .ways import Way
 
 WAYS = {"dense": Way(), "patched": Way(S2OConfig(), InnerQConfig())}
+WARM_UP = 4096  # tokens
 STEPS = 16  # tokens decoded one by one; the first is not counted
 REPEATS = 3
 
@@ -21,7 +22,7 @@ REPEATS = 3
 def measure_lengths(reader: Reader, lengths: tuple[int, ...]) -> list[dict]:
     """One entry per length and way, on a model that has compiled and measured all that it will."""
     with WAYS["patched"].at_work(reader.model):
-        hf_infeco.warm_up(reader.model, reader.windows(max(lengths), 1)[0][None])
+        hf_infeco.warm_up(reader.model, reader.windows(min(max(lengths), WARM_UP), 1)[0][None])
     return [entry for seq_len in tqdm(lengths, desc="lengths", unit="length") for entry in _measure(reader, seq_len)]
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from hf_infeco.training.testbed.evaluate import Accuracy
+from hf_infeco.training.testbed.accuracy import Accuracy
 
 from ..measuring import Progress
 from .reader import Reader

@@ -1,27 +1,15 @@
-"""The tables of docs/real.md and the one of README.md, from the file of results."""
+"""The tables of a real model, those of other pages among them, from the file of results."""
 
-from collections.abc import Callable
 from statistics import mean
 
-from ..documents import markdown_table, place_note
+from ..documents import Table, entries_table, markdown_table
 
 Entries = list[dict]
 SHORT = ("dense", "S2O", "InnerQ K4V3", "S2O, InnerQ K4V3", "InnerQ base", "InnerQ small")  # of the README's rows
 
 
-def blocks(results: dict) -> dict[str, str]:
-    """Name of the mark in docs/real.md: its table with a note, for each part that was measured."""
-    tables = {
-        f"real-{part}": (draw(*(results[name]["entries"] for name in needed)), _notes(results, *needed))
-        for part, (needed, draw) in TABLES.items()
-        if all(name in results for name in needed)
-    }
-    return {mark: f"{table}\n\n{notes}" for mark, (table, notes) in tables.items()}
-
-
-def readme_block(results: dict) -> str:
-    """What S2O and InnerQ cost the real model, in one table."""
-    text, lookup = (results[part]["entries"] for part in ("text", "lookup"))
+def brief_table(text: Entries, lookup: Entries) -> str:
+    """What S2O and InnerQ cost the real model."""
     lengths = _distinct(text, "tokens")
     shortest = min(entry["tokens"] for entry in lookup)
     asked = [cell for cell in _distinct(lookup, "task", "tokens") if cell[1] == shortest]  # of these there are most
@@ -41,11 +29,31 @@ def readme_block(results: dict) -> str:
     header = [f"perplexity, {tokens:,} tokens" for tokens in lengths] + [
         f"{task}, {at:,} tokens" for task, at in asked
     ]
-    return f"{markdown_table(['', *header], rows)}\n\n{_notes(results, 'text', 'lookup')}"
+    return markdown_table(["", *header], rows)
+
+
+def presets_table(text: Entries, lookup: Entries) -> str:
+    """Dense and InnerQ's presets: what they take, and what the real model loses by it."""
+    at = max(entry["tokens"] for entry in text)
+    shortest = min(entry["tokens"] for entry in lookup)
+    found = {(entry["way"], entry["task"]): entry for entry in lookup if entry["tokens"] == shortest}
+    rows = [
+        [entry["way"], f"{entry['bits']:g}", f"{entry['of_dense_bytes']:.3f}x", f"{entry['kl']:.4f}"]
+        + [_change(entry) if entry["way"] != "dense" else f"{entry['perplexity']:.2f}"]
+        + [_of("correct", found[entry["way"], task]) for task in ("passkey", "pairs")]
+        for entry in text
+        if entry["tokens"] == at and entry["way"].startswith(("dense", "InnerQ"))
+    ]
+    header = ["cache", "bits", f"bytes, {at:,} tokens", "KL", "perplexity"]
+    return markdown_table([*header, *(f"{task}, {shortest:,} tokens" for task in ("passkey", "pairs"))], rows)
 
 
 def text_table(entries: Entries) -> str:
-    """A row per way: at each length perplexity, its change with one standard error, and divergence from dense."""
+    """
+    The first half of a window is read as a prompt, the second half in one forward through the cache of the first.
+    Bytes are those of the cache objects, spare room and exact windows included. In brackets the change in perplexity
+    with one standard error, paired by token; KL is the divergence from the dense model, nats per token.
+    """
     lengths = _distinct(entries, "tokens")
     found = {(entry["way"], entry["tokens"]): entry for entry in entries}
     rows = []
@@ -61,7 +69,11 @@ def text_table(entries: Entries) -> str:
 
 
 def lookup_table(entries: Entries) -> str:
-    """A row per way: right answers for each task and length, and of those that dense gets right."""
+    """
+    *Passkey*: one code of five digits, said once in filler. *Pairs*: eight codes with names, each said once in the
+    text, all asked for. An answer counts if greedy decoding gives all of its digits. In brackets: of the answers that
+    the dense model gets right.
+    """
     cells = _distinct(entries, "task", "tokens")
     found = {(entry["way"], entry["task"], entry["tokens"]): entry for entry in entries}
     rows = [
@@ -73,17 +85,21 @@ def lookup_table(entries: Entries) -> str:
 
 
 def answers_table(entries: Entries) -> str:
-    new, texts = entries[0]["new_tokens"], entries[0]["texts"]
-    rows = [
-        [entry["way"], f"{entry['equal_answers']} of {texts}", f"{entry['equal_tokens']:.1f} of {new}"]
-        for entry in entries
-    ]
-    header = f"answers to texts of {entries[0]['tokens']:,} tokens"
-    return markdown_table([header, f"first {new} tokens equal", "equal before the first other token"], rows)
+    """
+    Greedy answers to a request for a summary, against the dense model's own. The dense row is the same model that is
+    fed its answer in pieces instead of token by token: what rounding in bfloat16 does by itself.
+    """
+    columns = {f"answers to texts of {entries[0]['tokens']:,} tokens": "{way}"}
+    columns |= {f"first {entries[0]['new_tokens']} tokens equal": "{equal_answers} of {texts}"}
+    columns |= {"equal before the first other token": "{equal_tokens:.1f} of {new_tokens}"}
+    return entries_table(columns, entries)
 
 
 def layers_table(entries: Entries) -> str:
-    """A row per layer, and their means."""
+    """
+    At the default `tau`, on the model's heads in float32. The estimate of the missed mass is what `report` shows; the
+    true one is measured.
+    """
     lengths = _distinct(entries, "tokens")
     keys = ("density", "missed", "truly_missed", "error")
     by_length = {tokens: [entry for entry in entries if entry["tokens"] == tokens] for tokens in lengths}
@@ -102,27 +118,32 @@ def layers_table(entries: Entries) -> str:
 
 
 def taus_table(quality: Entries, speed: Entries) -> str:
-    """A row per length and tau: what it costs the model, and what the operator gains by it."""
-    times = {(entry["tokens"], entry["tau"]): entry for entry in speed}
-    rows = []
-    for entry in quality:
-        row = [
-            f"{entry['tokens']:,}",
-            f"{entry['tau']:g}",
-            f"{entry['density']:.3f}",
-            _change(entry),
-            f"{entry['kl']:.4f}",
-        ]
-        if timed := times.get((entry["tokens"], entry["tau"])):
-            row += [f"{100 * timed['error']:.1f} %", f"{timed['dense_seconds']:.3f}", f"{timed['s2o_seconds']:.3f}"]
-            row.append(f"**{timed['speedup']:.2f}x**")
-        rows.append(row + [""] * (9 - len(row)))  # not timed
-    header = ["tokens", "tau", "density", "perplexity", "KL", "error of attention"]
-    return markdown_table([*header, "dense, s", "S2O, s", "over the faster dense dtype"], rows)
+    """
+    Perplexity of the second half of a window that is read in one forward; error and time of the operator in bfloat16
+    on the heads of every third layer of the model, against the faster of dense float32 and bfloat16.
+    """
+    columns = {"tokens": "{tokens:,}", "tau": "{tau:g}", "density": "{density:.3f}"}
+    columns |= {"perplexity": "{change}", "KL": "{kl:.4f}", "error of attention": "{lost}"}
+    columns |= {"dense, s": "{dense}", "S2O, s": "{s2o}", "over the faster dense dtype": "{over}"}
+    untimed = dict.fromkeys(("lost", "dense", "s2o", "over"), "")
+    timed = {
+        (entry["tokens"], entry["tau"]): {
+            **{"lost": f"{entry['error']:.1%}", "over": f"**{entry['speedup']:.2f}x**"},
+            **{"dense": f"{entry['dense_seconds']:.3f}", "s2o": f"{entry['s2o_seconds']:.3f}"},
+        }
+        for entry in speed
+    }
+    found = [timed.get((entry["tokens"], entry["tau"]), untimed) for entry in quality]
+    return entries_table(columns, [a | b | {"change": _change(a)} for a, b in zip(quality, found)])
 
 
 def caches_table(text: Entries, lookup: Entries) -> str:
-    """A row per cache, by bits: divergence and perplexity of text behind it, and what is found again through it."""
+    """
+    All caches are given the same exact keys and values of a prompt. Bits are per packed number, scales included.
+    TurboQuant stands for a random rotation, Lloyd-Max levels and one norm per token
+    (`benchmarks/innerq/turboquant.py`), in the exact windows that InnerQ has; KIVI-2 is run with its own windows (128
+    recent tokens) and with InnerQ's. QuantizedCache quantizes all of a prompt, its last tokens too.
+    """
     cells = _distinct(lookup, "task", "tokens")
     found = {(entry["way"], entry["task"], entry["tokens"]): entry for entry in lookup}
     rows = [
@@ -135,24 +156,33 @@ def caches_table(text: Entries, lookup: Entries) -> str:
     return markdown_table([*header, *(f"{task}, {tokens:,} tokens" for task, tokens in cells)], rows)
 
 
+def lengths_table(entries: Entries) -> str:
+    """
+    A whole prompt read in one forward and then decoded token by token, dense and patched with all defaults, after
+    `warm_up`: medians of one run, in which the ways take turns.
+    """
+    found = {(entry["tokens"], entry["way"]): entry for entry in entries}
+    cells = {"prefill": "{prefill_seconds:.2f} s", "a token": "{step_seconds:.3f} s", "cache": "{mib:.1f} MiB"}
+    rows = [
+        [f"{tokens:,}"]
+        + [
+            cell.format_map(entry | {"mib": entry["bytes"] / 2**20})
+            for cell in cells.values()
+            for entry in (found[tokens, "dense"], found[tokens, "patched"])
+        ]
+        for tokens in _distinct(entries, "tokens")
+    ]
+    return markdown_table(["tokens", *(f"{what}, {way}" for what in cells for way in ("dense", "patched"))], rows)
+
+
 def padding_table(entries: Entries) -> str:
+    """
+    Rows of 300 tokens of text behind so many pads; KL of the next 12 tokens from the dense model without padding.
+    """
     found = {(entry["way"], entry["pads"]): entry["kl"] for entry in entries}
     pads = _distinct(entries, "pads")
     rows = [[way, *(f"{found[way, count]:.4f}" for count in pads)] for way in _distinct(entries, "way")]
     return markdown_table(["KL of the next tokens", *(f"{count} pads" for count in pads)], rows)
-
-
-# Name of the mark: the parts of the results that it shows, and how.
-TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
-    "text": (("text",), text_table),
-    "steps": (("steps",), text_table),
-    "lookup": (("lookup",), lookup_table),
-    "answers": (("answers",), answers_table),
-    "taus": (("taus", "speed"), taus_table),
-    "layers": (("layers",), layers_table),
-    "caches": (("cache_text", "cache_lookup"), caches_table),
-    "padding": (("padding",), padding_table),
-}
 
 
 def _distinct(entries: Entries, *keys: str) -> list:
@@ -168,11 +198,28 @@ def _of(key: str, entry: dict) -> str:
     return f"{entry[key]} of {entry['total']}"
 
 
-def _notes(results: dict, *parts: str) -> str:
-    """Where each part of a table was measured, that of its first columns first."""
-    return "\n\n".join(_note(results[part]["where"]) for part in parts)
+def steps_table(entries: Entries) -> str:
+    """
+    The last tokens of a window, one at a time, which InnerQ attends on packed data. So few tokens say little about
+    perplexity; read the KL.
+    """
+    return text_table(entries)
 
 
-def _note(where: dict) -> str:
-    load = f" Load average when it began: {where['load']}." if "load" in where else ""
-    return f"{where['model']}; {place_note(where)}{load}"
+TABLES = (
+    Table("A prompt of each length", ("lengths",), lengths_table),
+    Table("Text behind a prompt", ("text",), text_table),
+    Table("Token by token", ("steps",), steps_table),
+    Table("Finding things again", ("lookup",), lookup_table),
+    Table("Greedy answers", ("answers",), answers_table),
+    Table("Where tau stops being safe", ("taus", "speed"), taus_table),
+    Table("S2O by layer", ("layers",), layers_table),
+    Table("Caches at equal bytes", ("cache_text", "cache_lookup"), caches_table),
+    Table("Left padding", ("padding",), padding_table),
+)
+BRIEF = Table("A real model", ("text", "lookup"), brief_table)
+QUOTES = {
+    "README.md": BRIEF,
+    "docs/real.md": BRIEF,
+    "docs/innerq.md": Table("InnerQ's presets", ("text", "lookup"), presets_table),
+}

@@ -1,20 +1,19 @@
 """Accuracy over forwards, a panel per kind of puzzle."""
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
+from ..pictures import panels
 from .report import curve, tasks
 
-PANEL = (4.2, 3.4)  # inches
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def curves(entries: list[dict[str, Any]]) -> Figure:
-    """A line per strategy: up and to the left is better."""
+def curves(entries: list[dict[str, Any]]) -> "Figure":
+    """Puzzles solved over forwards, a line per strategy: up and to the left is better."""
     names = tasks(entries)
-    figure = Figure(figsize=(PANEL[0] * len(names), PANEL[1]), layout="constrained")
-    for axis, task in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+    figure, (axes,) = panels(1, len(names))
+    for axis, task in zip(axes, names):
         for strategy in dict.fromkeys(entry["strategy"] for entry in entries):
             line = sorted(curve(entries, task, strategy))
             axis.plot([x for x, _ in line], [100 * y for _, y in line], marker=".", label=strategy)
@@ -22,13 +21,3 @@ def curves(entries: list[dict[str, Any]]) -> Figure:
         axis.set(title=task, xlabel="forwards", ylabel="solved, %")
         axis.legend(fontsize="small")
     return figure
-
-
-def draw_all(results: dict[str, Any], out: Path) -> list[Path]:
-    """One picture per measured part of curves; they lie beside `out`."""
-    paths = []
-    for part in ("curves", "hard", "masks"):
-        if part in results:
-            paths.append(out.with_name(f"{out.stem}_{part}.png"))
-            curves(results[part]["entries"]).savefig(paths[-1], dpi=120)
-    return paths

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from hf_infeco.training.testbed.needles import sample_document
+from hf_infeco.training.testbed.recall.needles import sample_document
+from hf_infeco.training.testbed.recall.text import encode_text, held_out_text
 from hf_infeco.training.testbed.structured_heads import structured_heads
-from hf_infeco.training.testbed.text import encode_text, held_out_text
 
 from ..real.reader import Reader
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 import hf_infeco
-from hf_infeco.training.testbed.evaluate import perplexity, recall_accuracy
+from hf_infeco.training.testbed.recall.evaluate import perplexity, recall_accuracy
 
 QUESTIONS_PER_DOCUMENT = 64
 # Sparse at every length: below the crossover of the defaults dense attention would be measured.

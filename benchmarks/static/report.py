@@ -1,9 +1,9 @@
-"""The tables of docs/static.md, from the file of results and the evaluation of the bundled recommender."""
+"""The tables of STATIC, from the file of results and the evaluation of the bundled recommender."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterable
 
-from ..documents import markdown_table, place_note
+from ..documents import Table, entries_table, markdown_table
 from ..measuring import ROOT
 from .catalogues import LENGTH
 
@@ -12,63 +12,48 @@ DEPTHS = [f"depth {depth}" for depth in range(LENGTH)]
 
 
 def step_table(part: dict) -> str:
-    rows = [
-        [f"{int(items):,}", *(f"{taken:.2f}" for taken in by_depth)]
-        for items, by_depth in part["milliseconds_by_depth"].items()
-    ]
+    """
+    A call of the processor at each depth. Items are random, 8 tokens each and 2,048 on each level; a call is for 140
+    rows (2 prompts of 70 beams), others in every call.
+    """
     ratios = [f"{ratio:.2f}x" for ratio in part["slowest_to_fastest_catalogue_by_depth"]]
-    return markdown_table(["items; ms at", *DEPTHS], [*rows, ["slowest over fastest", *ratios]])
+    return _by_depth("items; ms at", part["milliseconds_by_depth"], ["slowest over fastest", *ratios])
 
 
 def vocabulary_table(part: dict) -> str:
-    rows = [
-        [f"{int(size):,}", *(f"{taken:.2f}" for taken in by_depth)]
-        for size, by_depth in part["milliseconds_by_vocabulary_and_depth"].items()
-    ]
-    return markdown_table([f"vocabulary, {part['vocabulary_items']:,} items; ms at", *DEPTHS], rows)
+    """All of the vocabulary is on each level."""
+    first = f"vocabulary, {part['vocabulary_items']:,} items; ms at"
+    return _by_depth(first, part["milliseconds_by_vocabulary_and_depth"])
 
 
 def wide_table(part: dict) -> str:
-    rows = [
-        [depth, f"{taken['processor']:.2f}", f"{taken['fill']:.2f}", f"{part['times_one_fill_by_depth'][depth]:.2f}x"]
-        for depth, taken in part["milliseconds_by_depth"].items()
-    ]
-    return markdown_table(
-        [f"{part['items']:,} items, depth", "processor, ms", "one fill, ms", "processor over fill"], rows
-    )
+    """Beside one fill of the same scores in place, in a vocabulary of 151,936. A fill runs on one core."""
+    times = part["milliseconds_by_depth"].items()
+    return _beside_fill(f"{part['items']:,} items, depth", times, part["times_one_fill_by_depth"])
 
 
 def nodes_table(part: dict) -> str:
-    rows = [
-        [f"{int(size):,}", f"{taken['processor']:.2f}", f"{taken['fill']:.2f}", f"{part['times_one_fill'][size]:.2f}x"]
-        for size, taken in part["milliseconds_by_vocabulary"].items()
-    ]
-    return markdown_table(
-        [
-            f"a node of {part['children']:,} children, vocabulary",
-            "processor, ms",
-            "one fill, ms",
-            "processor over fill",
-        ],
-        rows,
-    )
+    """Every one of 140 rows stands at a node with this many children, at depth 2."""
+    times = part["milliseconds_by_vocabulary"].items()
+    return _beside_fill(f"a node of {part['children']:,} children, vocabulary", times, part["times_one_fill"])
 
 
 def catalogues_table(part: dict) -> str:
-    rows = [
-        [
-            f"{name}: {entry['items']:,} items of up to {entry['length']} tokens out of {entry['vocabulary']:,}, "
-            f"most children {entry['most_children']:,}",
-            *(f"{taken:.2f}" for taken in entry["milliseconds_by_depth"]),
-        ]
-        for name, entry in part.items()
-        if name != "where"
-    ]
-    return markdown_table(["ms at", *DEPTHS], rows)
+    """
+    *Zipf*: the r-th token of a level is drawn as often as 1/r. *Titles*: invented ones of two to six words, tokenized
+    by the bundled model's tokenizer, with their end token.
+    """
+    about = "{0}: {items:,} items of up to {length} tokens out of {vocabulary:,}, most children {most_children:,}"
+    named = {about.format(name, **entry): entry for name, entry in part.items() if name != "where"}
+    return _by_depth("ms at", {name: entry["milliseconds_by_depth"] for name, entry in named.items()})
 
 
 def baselines_table(part: dict) -> str:
-    """Milliseconds at each depth, with multiples of ours."""
+    """
+    *sorted array* is exact prefix verification, by binary search for every token; *dict* and *marisa-trie* are
+    transformers' `PrefixConstrainedLogitsProcessor` over nested dicts and over marisa-trie, which is measured where it
+    is installed.
+    """
     rows = []
     for name, by_depth in part["milliseconds_by_depth"].items():
         ratios = part["times_ours_by_depth"].get(name, [1] * LENGTH)
@@ -77,6 +62,7 @@ def baselines_table(part: dict) -> str:
 
 
 def search_table(part: dict) -> str:
+    """With a small model of random weights and a vocabulary of 151,936."""
     rows = [
         [name, f"{seconds:.2f}", f"{part['times_faster_than_unconstrained'][name]:.2f}x"]
         for name, seconds in part["seconds"].items()
@@ -86,26 +72,41 @@ def search_table(part: dict) -> str:
 
 
 def scores_table(part: dict) -> str:
-    row = ["yes" if part["same_sequences"] else "no", f"{part['largest_score_difference']:.1e}"]
-    row.append(f"{part['largest_relative_score_difference']:.1e}")
-    return markdown_table(["same sequences, in order", "scores differ by at most", "relatively"], [row])
+    """
+    What `constrained_beam_search` finds, against transformers' beam search with the processor. Its scores differ by
+    float32 rounding.
+    """
+    columns = {"same sequences, in order": "{same_sequences}"}
+    columns |= {"scores differ by at most": "{largest_score_difference:.1e}"}
+    return entries_table(columns | {"relatively": "{largest_relative_score_difference:.1e}"}, [part])
 
 
 def build_table(part: dict) -> str:
-    row = [f"{part['items']:,}", f"{part['build_seconds']:.2f}"]
-    row += [f"{part['peak_megabytes']:,}", f"{part['peak_megabytes_before']:,}", f"{part['bytes_per_sequence']:.2f}"]
-    row += [f"{part['save_seconds']:.2f}", f"{part['file_megabytes']:.1f}"]
-    row += [f"{1e3 * part['load_seconds']:.1f}", f"{1e3 * part['first_step_seconds']:.0f}"]
-    memory = ["peak, MB", "before, MB", "bytes an item"]
-    return markdown_table(["items", "build, s", *memory, "save, s", "file, MB", "load, ms", "first step, ms"], [row])
+    """
+    Building, saving and loading, each in a process of its own. Of the peak, Python, torch and the sequences as they
+    came had taken what stands under *before*.
+    """
+    columns = {"items": "{items:,}", "build, s": "{build_seconds:.2f}", "peak, MB": "{peak_megabytes:,}"}
+    columns |= {"before, MB": "{peak_megabytes_before:,}", "bytes an item": "{bytes_per_sequence:.2f}"}
+    columns |= {"save, s": "{save_seconds:.2f}", "file, MB": "{file_megabytes:.1f}", "load, s": "{load_seconds:.4f}"}
+    return entries_table(columns | {"first step, s": "{first_step_seconds:.3f}"}, [part])
 
 
 def validity_table(part: dict) -> str:
-    row = [f"{part[name]:,}" for name in ("catalogues", "beams", "members", "same_as_transformers")]
-    return markdown_table(["catalogues", "beams", "members of the catalogue", "as with transformers' own"], [row])
+    """
+    Beams over small catalogues (fixed and variable lengths, skewed, repeated, unsorted): how many are members, and how
+    many have the sequence and the score of transformers' own `prefix_allowed_tokens_fn`.
+    """
+    columns = {"catalogues": "{catalogues:,}", "beams": "{beams:,}", "members of the catalogue": "{members:,}"}
+    return entries_table(columns | {"as with transformers' own": "{same_as_transformers:,}"}, [part])
 
 
-def recommender_table(evaluation: dict) -> str:
+def recommender_table() -> str:
+    """
+    The bundled model of `examples/models/catalog`, trained on the histories of an invented shop up to the day before
+    its fresh items came: ten beams for each user. With the index, none can be outside the catalogue.
+    """
+    evaluation = json.loads(EVALUATION.read_text())
     recall, fresh = evaluation["recall_at_10"], evaluation["cold_recall_at_10"]
     invalid = evaluation["invalid_unconstrained"]["rate"]
     random, random_fresh = evaluation["random_recall_at_10"], evaluation["random_recall_at_10_among_fresh"]
@@ -127,26 +128,29 @@ def recommender_table(evaluation: dict) -> str:
     )
 
 
-# Name of the mark: the part of the results that it shows, and how.
-TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
-    "step": ("step", step_table),
-    "vocabulary": ("step", vocabulary_table),
-    "wide": ("wide", wide_table),
-    "nodes": ("nodes", nodes_table),
-    "catalogues": ("catalogues", catalogues_table),
-    "baselines": ("baselines", baselines_table),
-    "search": ("search", search_table),
-    "scores": ("search", scores_table),
-    "build": ("build", build_table),
-    "validity": ("validity", validity_table),
-}
+def _by_depth(first: str, milliseconds: dict[str, list[float]], *last: list[str]) -> str:
+    names = {name: f"{int(name):,}" if name.isdigit() else name for name in milliseconds}
+    rows = [[names[name], *(f"{taken:.2f}" for taken in by_depth)] for name, by_depth in milliseconds.items()]
+    return markdown_table([first, *DEPTHS], [*rows, *last])
 
 
-def blocks(results: dict) -> dict[str, str]:
-    """Name of the mark in the document: its table, with a note for each part that was measured."""
-    tables = {
-        mark: f"{draw(results[part])}\n\n{place_note(results[part]['where'])}"
-        for mark, (part, draw) in TABLES.items()
-        if part in results
-    }
-    return tables | {"recommender": recommender_table(json.loads(EVALUATION.read_text()))}
+def _beside_fill(first: str, times: Iterable[tuple[str, dict]], over: dict[str, float]) -> str:
+    columns = {first: "{at:,}", "processor, ms": "{processor:.2f}", "one fill, ms": "{fill:.2f}"}
+    entries = [{"at": int(at), "over": over[at], **taken} for at, taken in times]
+    return entries_table(columns | {"processor over fill": "{over:.2f}x"}, entries)
+
+
+TABLES = (
+    Table("A call, by size of the catalogue", ("step",), step_table),
+    Table("A call, by size of the vocabulary", ("step",), vocabulary_table),
+    Table("A call beside one fill", ("wide",), wide_table),
+    Table("A wide node", ("nodes",), nodes_table),
+    Table("Other catalogues", ("catalogues",), catalogues_table),
+    Table("What else there is", ("baselines",), baselines_table),
+    Table("Whole beam searches", ("search",), search_table),
+    Table("The same beams", ("search",), scores_table),
+    Table("Building an index", ("build",), build_table),
+    Table("Validity", ("validity",), validity_table),
+    Table("A model that recommends", (), recommender_table),
+)
+QUOTES = {"docs/static.md": TABLES[0]}

@@ -1,10 +1,12 @@
 """InnerQ's cache layer: sinks and recent tokens in full precision, everything between them packed."""
 
+import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 
+from ..kept import Kept, last_of_rows, take
 from ..kernels.dispatch import choose
 from ..kernels.innerq.reference import (
     GROUP,
@@ -15,7 +17,7 @@ from ..kernels.innerq.reference import (
     in_units,
     value_units,
 )
-from ..kv import HandleLayer, KVView, plain
+from ..kv import DenseView, HandleLayer, KVView, plain
 from .config import InnerQConfig
 from .padding import LeftPadding, Pair, to_positions, to_slots
 from .store import PackedStore
@@ -27,11 +29,22 @@ NOTHING: Pair = (EMPTY, EMPTY)  # what an empty layer holds
 
 
 class InnerQView(KVView):
-    """Packed tokens between two exact pieces: what one call attends to. `order` is that of `LeftPadding`."""
+    """
+    Packed tokens between two exact pieces: what one call attends to, `num_tokens` in all. `order` is that of
+    `LeftPadding`; with `kept`, there is none, and all slots of `packed` count.
+    """
 
-    def __init__(self, sink: Pair, packed: PackedKV, recent: Pair, num_packed: int, order: torch.Tensor | None = None):
+    def __init__(
+        self,
+        num_tokens: int,
+        sink: Pair,
+        packed: PackedKV,
+        recent: Pair,
+        order: torch.Tensor | None = None,
+        kept: Kept | None = None,
+    ):
         self.sink, self.packed, self.recent, self.order = sink, packed, recent, order
-        super().__init__(sink[0].shape[2] + num_packed + recent[0].shape[2], *recent)
+        super().__init__(num_tokens, *recent, kept)
 
     @torch.compiler.disable(reason=NO_GRAPH)
     def dequantize(self) -> Pair:
@@ -39,6 +52,8 @@ class InnerQView(KVView):
         pieces = zip(self.sink, packed, self.recent, strict=True)
         # Keys are packed with channels of zeros up to whole groups.
         key, value = (torch.cat([s, p[..., : s.shape[3]].to(s.dtype), r], dim=2) for s, p, r in pieces)
+        if self.kept is not None:
+            return self.kept.align(key), self.kept.align(value)
         return (key, value) if self.order is None else to_positions((key, value), self.order)
 
     @torch.compiler.disable(reason=NO_GRAPH)
@@ -52,10 +67,12 @@ class InnerQView(KVView):
     ) -> torch.Tensor:
         """
         Attention of the newest tokens' `query [B, H, q_len, D]` on the packed data, causal among themselves.
-        `key_mask [B, num_tokens]` of bool hides padding, `sinks [H]` are learned logits without a value, `softcap`
+        `key_mask [B, positions]` of bool hides padding, `sinks [H]` are learned logits without a value, `softcap`
         bounds the logits: see `reference.packed_attention`. Returns `[B, H, q_len, Dv]`.
         """
-        if key_mask is not None and self.order is not None:
+        if self.kept is not None:
+            key_mask = self.kept.key_mask(key_mask, self.num_tokens - self.kept.most)
+        elif key_mask is not None and self.order is not None:
             key_mask = to_slots(key_mask, self.order)
         attend = choose("innerq_decode", query.device).module.packed_attention
         exact = [self.sink, self.recent]
@@ -79,7 +96,7 @@ class InnerQLayer(HandleLayer):
 
     def reset(self) -> None:
         self.is_initialized = False
-        self.num_tokens = 0
+        self.num_tokens, self.kept = 0, None
         self._sink = NOTHING  # set apart with the first flush
         self._store: PackedStore | None = None
         self._recent = NOTHING
@@ -90,7 +107,7 @@ class InnerQLayer(HandleLayer):
     def waits_for_padding(self) -> bool:
         """Whether `set_left_padding` still matters to a row."""
         if self._store is None:
-            return not self._is_written
+            return not self._is_written and self.kept is None
         return self._padding is not None and not self._padding.is_settled
 
     def set_left_padding(self, starts: torch.Tensor | None) -> None:
@@ -122,10 +139,14 @@ class InnerQLayer(HandleLayer):
         return attended
 
     def _attended(self) -> Pair:
-        if self._store is None:
+        view: KVView
+        if self._store is not None:
+            order = None if self._padding is None else self._padding.order
+            view = InnerQView(self.num_held, self._sink, self._store.view(), self._recent, order, self.kept)
+        elif self.kept is not None:
+            view = DenseView(self.num_held, *self._recent, self.kept)
+        else:
             return self._recent
-        order = None if self._padding is None else self._padding.order
-        view = InnerQView(self._sink, self._store.view(), self._recent, self._store.num_tokens, order)
         if torch.is_grad_enabled() and self._recent[0].requires_grad:
             return view.tensors()  # a handle carries no gradient
         return view.handles()
@@ -133,13 +154,18 @@ class InnerQLayer(HandleLayer):
     def _flush(self) -> None:
         sinks = self.config.sink if self._store is None else 0
         count = (self._recent[0].shape[2] - sinks - self.config.recent) // GROUP * GROUP
-        if count <= 0:
+        if count <= 0 or (self._store is not None and count < self._store.least_append):
             return
         if self._store is None:
             self._sink = _own(_slice(self._recent, 0, sinks))
         rest, measured, real = _slice(self._recent, sinks, None), None, None
         if self._padding is not None and not self._padding.is_settled:
             rest, measured, real = self._settle(self._padding, rest, count)
+        elif self.kept is not None:
+            alive = self.kept.key_mask(None, self.num_held - self.kept.most)
+            if alive is not None:
+                real = alive[:, -rest[0].shape[2] :]
+                rest = _only(rest, real)
         with torch.no_grad():  # codes carry no gradient; the exact tokens keep theirs
             is_first, store = self._store is None, self._store or PackedStore()
             key, value = fill_groups(rest[0]), rest[1]
@@ -167,9 +193,7 @@ class InnerQLayer(HandleLayer):
         exact, begin = (self._recent, 0) if self._store is None else (rest, first)
         self._sink, rows = padding.settle(self._sink, exact, begin, first + count)
         real = padding.is_real(first, self.num_tokens)
-        # Padding is packed like any token, and would take part in the scales of the values that it lies among.
-        key, value = (tensor.where(real[:, None, :, None], 0) for tensor in rest)
-        return (key, value), rows, real
+        return _only(rest, real), rows, real
 
     def remove_last(self, num_tokens: int) -> None:
         self.num_tokens -= num_tokens
@@ -190,6 +214,40 @@ class InnerQLayer(HandleLayer):
             self._store = None
             self.set_left_padding(None if padding is None else padding.starts)
 
+    def everything(self, batch: int, device: torch.device) -> Kept:
+        kept, padding, store = super().everything(batch, device), self._padding, self._store
+        if padding is not None:
+            first = kept.position if padding.order is None else padding.order.int()
+            position = torch.cat([first, kept.position[:, first.shape[1] :]], 1)
+            kept = Kept(position.where(position >= padding.starts[:, None], -1), self.num_tokens)
+        if store is not None and store.alive is not None:
+            living = torch.nn.functional.pad(
+                store.alive, (self._sink[0].shape[2], self._recent[0].shape[2]), value=True
+            )
+            position = kept.position.new_full((batch, len(living)), -1)
+            position[:, living] = kept.position
+            kept = Kept(position, self.num_tokens)
+        return kept
+
+    def drop(self, position: torch.Tensor) -> torch.Tensor:
+        # From here on `kept` says where rows begin, and which slots of a tile are dead.
+        self._padding = None
+        slots = 0 if self._store is None else self._store.num_slots
+        sink, packed, recent = position.split([self._sink[0].shape[2], slots, self._recent[0].shape[2]], 1)
+        self._sink, sink = _drop(self._sink, sink)
+        self._recent, recent = _drop(self._recent, recent)
+        if self._store is not None:
+            packed = self._store.drop(packed)
+            if self._store.num_slots == 0:  # as before the first flush: there are exact tokens only
+                self._recent, self._store = _join(self._sink, self._recent), None
+                self._sink = _drop_last(self._sink, self._sink[0].shape[2])
+        return torch.cat([sink, packed, recent], 1)
+
+    def fork(self) -> Self:
+        twin = super().fork()
+        twin._padding, twin._store = copy.copy(self._padding), self._store and self._store.fork()
+        return twin
+
     def full_tensors(self) -> Pair:
         key, value = self._attended()
         return plain(key), plain(value)
@@ -201,6 +259,7 @@ class InnerQLayer(HandleLayer):
         self._recent, self.num_tokens, self._is_written = (key, value), key.shape[2], True
 
     def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.kept = self.kept and self.kept.mapped(function)
         if self._padding is not None:
             self._padding.map_tensors(function)
         if not self.is_initialized:
@@ -211,16 +270,15 @@ class InnerQLayer(HandleLayer):
             self._store.map_tensors(function)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """All tensors by name, without spare room; none before the first token."""
         if not self.is_initialized:
             return {}
         pieces = {"sink": self._sink, "recent": self._recent}
         exact = {f"{name}.{i}": tensor for name, pair in pieces.items() for i, tensor in enumerate(pair)}
         padding = {} if self._padding is None else self._padding.state()
-        return exact | padding | ({} if self._store is None else self._store.state())
+        kept = {} if self.kept is None else self.kept.state()
+        return exact | padding | kept | ({} if self._store is None else self._store.state())
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes over what `state` of another layer returned."""
         self.lazy_initialization(state["recent.0"], state["recent.1"])
         self._sink = state["sink.0"], state["sink.1"]
         self._recent = state["recent.0"], state["recent.1"]
@@ -229,6 +287,9 @@ class InnerQLayer(HandleLayer):
             self._padding = LeftPadding(self.config.sink, state["padding.starts"], state["padding.shift"])
         num_packed = 0 if self._store is None else self._store.num_tokens
         self.num_tokens = self._sink[0].shape[2] + num_packed + self._recent[0].shape[2]
+        self.kept = Kept.from_state(state)
+        if self.kept is not None:
+            self.num_tokens = self.kept.seen(self.num_tokens)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         yield from (*self._sink, *self._recent)
@@ -236,6 +297,8 @@ class InnerQLayer(HandleLayer):
             yield from self._store.tensors()
         if self._padding is not None:
             yield from self._padding.tensors()
+        if self.kept is not None:
+            yield self.kept.position
 
 
 def _join(first: Pair, second: Pair) -> Pair:
@@ -246,6 +309,22 @@ def _join(first: Pair, second: Pair) -> Pair:
 def _own(pair: Pair) -> Pair:
     """Copies of slices, so that a few kept tokens do not keep the memory of a whole prompt alive."""
     return pair[0].clone(), pair[1].clone()
+
+
+def _only(pair: Pair, is_real: torch.Tensor) -> Pair:
+    """
+    With zeros where `is_real [B, n]` is False: padding and holes are packed like any token, and would take part in the
+    scales of the values that they lie among.
+    """
+    key, value = (tensor.where(is_real[:, None, :, None], 0) for tensor in pair)
+    return key, value
+
+
+def _drop(pair: Pair, position: torch.Tensor) -> tuple[Pair, torch.Tensor]:
+    """What of an exact piece is left of rows that hold `position [B, n]` of it, aligned, and its positions."""
+    is_alive = position >= 0
+    index = last_of_rows(is_alive, int(is_alive.sum(1).max()))
+    return (take(pair[0], index), take(pair[1], index)), take(position[:, None], index)[:, 0]
 
 
 def _slice(pair: Pair, start: int, stop: int | None) -> Pair:

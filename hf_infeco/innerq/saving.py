@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from .. import compat
 
 FORMAT = "hf_infeco.InnerQCache"
-FORMAT_VERSIONS = (1, 2)  # raised when a file changes its meaning: 2 may tell left padding; the last one is written
+# Raised when a file changes its meaning: 2 may tell left padding, 3 which tokens were kept. The last one is written.
+FORMAT_VERSIONS = (1, 2, 3)
 HEADER = "innerq"  # key of the JSON among safetensors' metadata
 
 # What two models must share for one's keys to mean anything to the other. Weights are not looked at.

@@ -1,13 +1,17 @@
 """The packed tokens of one layer, in buffers that grow by a fraction instead of being rebuilt at every step."""
 
+import copy
+import sys
 from collections.abc import Callable, Iterator
 from typing import Self
 
 import torch
 
+from ..kept import last_of_rows, take
 from ..kernels.innerq.reference import GROUP, Packed, PackedKV
 
 MIN_SPARE_TILES = 1
+GROWTH = 16  # buffers are copied when so many times fewer tokens are added than are there
 UNIT = "value.unit"  # name of the buffer of the values' units
 
 
@@ -18,7 +22,7 @@ class PackedStore:
 
     Attributes:
         num_slots (`int`): slots in use, a multiple of `GROUP`.
-        num_tokens (`int`): living tokens; fewer than slots after a `crop` into a tile.
+        num_tokens (`int`): living tokens; fewer than slots after a `crop` into a tile. After `drop` all slots count.
     """
 
     def __init__(self, key_norm: torch.Tensor | None = None, key_mean: torch.Tensor | None = None):
@@ -27,6 +31,7 @@ class PackedStore:
         self.num_slots = 0
         self.num_tokens = 0
         self._buffers: dict[str, torch.Tensor] = {}  # [B, Hkv, tiles, ...]
+        self._own_from = 0  # tiles before this one are a fork's too, and may not be written
 
     def set_channels(
         self, key_norm: torch.Tensor | None, key_mean: torch.Tensor | None, rows: torch.Tensor | None = None
@@ -45,8 +50,9 @@ class PackedStore:
         """Adds tiles: key, value and the values' units `[B, Hkv, tiles, ...]`, see `PackedKV`."""
         used = self.num_slots // GROUP
         needed = used + key.words.shape[2]
+        is_shared, self._own_from = used < self._own_from, self._own_from if used >= self._own_from else 0
         for name, tensor in _named(key, value, value_unit):
-            if needed > self._capacity(name):
+            if is_shared or needed > self._capacity(name):
                 self._grow(name, tensor, used, needed)
             self._buffers[name][:, :, used:needed] = tensor
         added = (needed - used) * GROUP
@@ -66,11 +72,41 @@ class PackedStore:
         """
         1/16 of spare room, one tile at least: an appended token is copied some 16 times, and little memory lies idle.
         """
-        spare = max(MIN_SPARE_TILES, needed // 16)
+        spare = max(MIN_SPARE_TILES, needed // GROWTH)
         buffer = like.new_empty(*like.shape[:2], needed + spare, *like.shape[3:])
         if used:
             buffer[:, :, :used] = self._buffers[name][:, :, :used]
         self._buffers[name] = buffer
+
+    @property
+    def least_append(self) -> int:
+        """Tokens that are worth an append: where the next tile is a fork's too, all that is stored would be copied."""
+        return self.num_slots // GROWTH if self.num_slots // GROUP < self._own_from else GROUP
+
+    def fork(self) -> Self:
+        """A store with the same tokens in the same buffers. The spare room stays with this one."""
+        twin = copy.copy(self)
+        twin._buffers, twin._own_from = dict(self._buffers), sys.maxsize
+        self._own_from = max(self._own_from, self.num_slots // GROUP)
+        return twin
+
+    def drop(self, position: torch.Tensor) -> torch.Tensor:
+        """
+        Frees the tiles of which no row holds a token, by `position [B, num_slots]` of all slots, -1 for nothing;
+        returns that of the slots left. A row's tiles move to the end. Dead slots of the others are not known here.
+        """
+        tiles = position[:, None].unflatten(2, (-1, GROUP))
+        is_alive = (tiles[:, 0] >= 0).any(-1)
+        most = int(is_alive.sum(1).max())
+        self.alive = None
+        if most < is_alive.shape[1]:
+            index = last_of_rows(is_alive, most)
+            used = self.num_slots // GROUP
+            self._buffers = {name: take(buffer[:, :, :used], index) for name, buffer in self._buffers.items()}
+            self.num_slots, self._own_from = most * GROUP, 0
+            position = take(tiles, index).flatten(2)[:, 0]
+        self.num_tokens = self.num_slots
+        return position
 
     def view(self) -> PackedKV:
         """The tokens stored so far. Stays valid while tokens are appended: written slots are never written again."""

@@ -17,7 +17,7 @@ class S2OConfig(MethodConfig, method="s2o"):
     Args:
         tau (`float`, defaults to 0.002): a granule of keys that promises to change less than this share of a query's
             softmax mass is not visited, 0 <= tau < 1; 0 is dense and exact.
-        target_mass (`float`, *optional*): visit more, query by query (on a GPU tile by tile), until this share of the
+        target_mass (`float`, *optional*): visit more, query by query (or tile by tile), until this share of the
             softmax mass is visited by estimate, 0 < target_mass < 1.
         segment (`int`, defaults to 512): queries that share one order of the past and attend their own keys exactly;
             `granule` times a power of two.

@@ -261,10 +261,12 @@ def _attend_tiles(
                             key, word_at, GROUP, scale_at, query, group * GROUP, sums, group, weights, out_at, row,
                             block, key_bits,
                         )  # fmt: skip
+        # Most chunks of a padded or thinned-out cache hide nothing.
+        hides = mask is not None and not mask[first * GROUP : (first + count) * GROUP].all()
         for row in range(query.shape[0]):
             if softcap is not None:
                 _cap(weights, count * GROUP, row, softcap)
-            if mask is not None:
+            if mask is not None and hides:
                 for i in range(count * GROUP):
                     if not mask[first * GROUP + i]:
                         weights[row, i] = -np.inf

@@ -1,7 +1,9 @@
-"""S2O prefill on CPUs: what all rows do alike, as matrix products by torch; `cpu_rows.py` holds the rest.
+"""
+S2O prefill on CPUs: what all rows do alike, as matrix products by torch. `cpu_rows.py` and `cpu_tiles.py` do the rest.
 
-Semantics are those of `reference.s2o_prefill` at `tile=1`. bfloat16 stays bfloat16 in all products, with float32 sums
-where the processor has the instruction (AVX-512 BF16); any other dtype is computed in float32.
+Semantics are those of `reference.s2o_prefill` at `tile=1` or, for bfloat16 on processors with AMX, of tiles of
+neighbours (`ordered=False`). bfloat16 stays bfloat16 in all products, with float32 sums, where the processor has the
+instruction (AVX-512 BF16); any other dtype is computed in float32.
 """
 
 import functools
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from ..jit import map_on_threads
 from .cpu_cut import cut_into_granules
 from .cpu_rows import LANES, attend_rows, has_bfloat16
+from .cpu_tiles import TILE, UNIT, attend_tiles, has_amx, palette
 from .reference import S2OStats, count_causal_pairs, frame_of, join_sink, segment_spans
 
 NEAR_ROWS = 64  # of a segment that see the same near keys, or a mask
@@ -33,32 +36,45 @@ def s2o_prefill(
     granule: int = 32,
     compensate: bool = True,
     sinks: torch.Tensor | None = None,
+    tile: int | None = None,
 ) -> tuple[torch.Tensor, S2OStats]:
-    """See `reference.s2o_prefill`. `granule` is a multiple of 16."""
+    """
+    See `reference.s2o_prefill`. `granule` is a multiple of 16; `tile` is 1 or, with a granule of `UNIT` keys, `TILE`;
+    by default the faster one.
+    """
     batch, heads, q_len, _ = query.shape
     kv_heads, kv_len, value_dim = key.shape[1], key.shape[2], value.shape[3]
-    dtype = torch.bfloat16 if query.dtype == torch.bfloat16 and has_bfloat16() else torch.float32
+    if tile is None:  # AMX sums over 32 keys: of granules of 16 it would need two that are neighbours
+        tile = TILE if query.dtype == torch.bfloat16 and granule == UNIT and has_amx() else 1
+    in_bfloat16 = tile > 1 or (query.dtype == torch.bfloat16 and has_bfloat16())
+    dtype = torch.bfloat16 if in_bfloat16 else torch.float32
     given = query.dtype
     # Contiguous, so that no result hangs on how the inputs lie in memory.
-    query, key, value = (_lanes_wide(x).to(dtype).contiguous() for x in (query, key, value))
+    query, key, value = (_widened(x, LANES if tile == 1 else UNIT).to(dtype).contiguous() for x in (query, key, value))
     grouped = query.unflatten(1, (kv_heads, -1))  # [B, Hkv, ratio, q_len, D]
     out = torch.empty(*grouped.shape[:4], value.shape[3], dtype=given, device="cpu")
     spans = segment_spans(q_len, kv_len, segment)
     rule = _Rule(scale, tau, target_mass, segment, granule, compensate)
 
     def prepare(head: tuple[int, int]) -> _Past:
-        return _Past.of(grouped[head], key[head], value[head], segment, granule)
+        return _Past.of(grouped[head], key[head], value[head], segment, granule, tile)
 
     def attend(item: tuple[tuple[int, int], _Past, tuple[int, int]]) -> tuple[int, float]:
         head, past, (begin, end) = item
         rows = slice(begin - (kv_len - q_len), end - (kv_len - q_len))
         first = begin // segment * segment
         queries = grouped[head][:, rows]
-        near, log_mass = _attend_near(queries, key[head][first:end], value[head][first:end], scale)
-        if sinks is not None:
-            own = sinks.float().view(kv_heads, -1)[head[1]]
-            near, log_mass = join_sink(near, log_mass, own.repeat_interleave(end - begin))
-        result, visited, missed = rule.attend(queries.flatten(0, 1), near, log_mass, past, first // granule)
+        if sinks is None:
+            sink = torch.full((len(queries),), -torch.inf, dtype=torch.float32, device="cpu")
+        else:
+            sink = sinks.float().view(kv_heads, -1)[head[1]]
+        sink = sink.repeat_interleave(end - begin)
+        if tile == 1:
+            near, log_mass = _attend_near(queries, key[head][first:end], value[head][first:end], scale)
+            near, log_mass = join_sink(near, log_mass, sink)
+            result, visited, missed = rule.attend_rows(queries.flatten(0, 1), near, log_mass, past, first // granule)
+        else:
+            result, visited, missed = rule.attend_tiles(queries, sink, past, first, begin)
         out[head][:, rows] = result.view(-1, end - begin, value.shape[3])
         near_pairs = count_causal_pairs(end - begin, end - first) + (end - begin) * (first // granule)
         return near_pairs * (heads // kv_heads) + visited * (granule - 1), missed
@@ -72,9 +88,9 @@ def s2o_prefill(
     return out.flatten(1, 2)[..., :value_dim], stats
 
 
-def _lanes_wide(tensor: torch.Tensor) -> torch.Tensor:
-    """Zeros make the last dimension a multiple of `LANES`; they change neither logits nor outputs."""
-    missing = -tensor.shape[-1] % LANES
+def _widened(tensor: torch.Tensor, unit: int) -> torch.Tensor:
+    """Zeros make the last dimension a multiple of `unit`; they change neither logits nor outputs."""
+    missing = -tensor.shape[-1] % unit
     return F.pad(tensor, (0, missing)) if missing else tensor
 
 
@@ -122,7 +138,9 @@ class _Past:
         frame (`[D, D]`): takes queries to where the variance is counted.
         mean, variance (`[G, D]`), mean_value (`[G, Dv]`): of the granules, in the dtype of the keys.
         scattered (int64): the granules that every query visits.
-        keys, values: of all granules, and then the odd keys of all blocks, laid out for `walk` in vectors of 16 keys.
+        keys, values: of all granules, one vector that nobody attends, so that tiles may take odd ones in pairs, and
+            the odd keys of all blocks; in vectors of 16 keys, two of which lie as AMX takes them.
+        near_keys, near_values: for tiles, all keys in sequence, laid out likewise.
     """
 
     frame: torch.Tensor
@@ -132,19 +150,27 @@ class _Past:
     scattered: torch.Tensor
     keys: torch.Tensor
     values: torch.Tensor
+    near_keys: torch.Tensor
+    near_values: torch.Tensor
 
     @classmethod
-    def of(cls, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: int, granule: int) -> "_Past":
+    def of(
+        cls, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: int, granule: int, tile: int
+    ) -> "_Past":
         """From `queries [ratio, q_len, D]`, `key [n, D]` and `value [n, Dv]` of one KV head."""
         frame = frame_of(queries[None], key[None])
         cut = cut_into_granules(key[None], value[None], frame.keys, segment, granule)
         order, odd, mean, variance, mean_value, scattered = (part[0] for part in cut)
-        lanes = torch.cat([_whole_vectors(order), _whole_vectors(odd.view(-1, segment // granule))])
+        odd_lanes = _whole_vectors(odd.view(-1, segment // granule))
+        lanes = torch.cat([_whole_vectors(order), odd_lanes[:LANES], odd_lanes])
         keys, values = (x.index_select(0, lanes) for x in (key, value))
         placing = frame.queries[0].to(key.dtype)
         mean, variance, mean_value = (x.to(key.dtype) for x in (mean, variance, mean_value))
         scattered = scattered.nonzero().flatten()
-        return cls(placing, mean, variance, mean_value, scattered, _pack_keys(keys), _pack_values(values))
+        packed = _pack_keys(keys), _pack_values(values)
+        key, value = (F.pad(x, (0, 0, 0, -len(x) % UNIT)) if tile > 1 else x[:0] for x in (key, value))
+        near = _pack_keys(key), _pack_values(value)
+        return cls(placing, mean, variance, mean_value, scattered, *packed, *near)
 
 
 def _whole_vectors(positions: torch.Tensor) -> torch.Tensor:
@@ -184,7 +210,7 @@ class _Rule:
         critical = math.sqrt(2 * log_size)
         self.numbers = np.array([scale, granule - 1, tau, may_miss, log_size, critical], dtype=np.float32)
 
-    def attend(
+    def attend_rows(
         self, queries: torch.Tensor, near_out: torch.Tensor, near_log_mass: torch.Tensor, past: _Past, count: int
     ) -> tuple[torch.Tensor, int, float]:
         """
@@ -193,27 +219,62 @@ class _Rule:
         """
         if count == 0:
             return near_out, 0, 0.0
-        mean, variance, mean_value = (part[:count] for part in (past.mean, past.variance, past.mean_value))
-        vectors = self.granule // LANES
-        # Whole vectors of granules; what lies beyond `count` has no mass.
-        scores, bounds, weights = (queries.new_empty(len(queries), -(-count // LANES) * LANES) for _ in range(3))
-        scores[:, count:], bounds[:, count:] = -torch.inf, 0
-        torch.mm(queries, mean.T, out=scores[:, :count])
-        torch.mm((queries @ past.frame).square(), variance.T, out=bounds[:, :count])
-        acc = torch.zeros(len(queries), mean_value.shape[1], dtype=torch.float32, device="cpu")
+        scores, bounds, weights = self._compare(queries, past, count)
+        acc = torch.zeros(len(queries), past.values.shape[1], dtype=torch.float32, device="cpu")
         shares = torch.empty(4, len(queries), dtype=torch.float32, device="cpu")
-        walked = [x.flatten().numpy() for x in (_paired(queries), past.keys, past.values)]
+        vectors = self.granule // LANES
         attend_rows(
             *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),
-            *(near_log_mass.numpy(), self.numbers, self.compensate, *walked, len(past.mean) * vectors, vectors),
-            self.segment // self.granule,
+            *(near_log_mass.numpy(), self.numbers, self.compensate),
+            *(x.flatten().numpy() for x in (_paired(queries), past.keys, past.values)),
+            *(len(past.mean) * vectors + 1, vectors, self.segment // self.granule),
             *((0,) * (queries.shape[1] // LANES), (0,) * (acc.shape[1] // LANES)),
             *(_bits(weights), acc.numpy(), shares.numpy()),
         )
         near_share, total, missed, chosen = shares
-        acc.addcmul_(near_out.float(), near_share[:, None]).add_(weights[:, :count] @ mean_value)
+        acc.addcmul_(near_out.float(), near_share[:, None]).add_(weights[:, :count] @ past.mean_value[:count])
         visited = int(chosen.sum(dtype=torch.float64))
         return acc.div_(total[:, None]), visited, float(missed.sum(dtype=torch.float64))
+
+    def attend_tiles(
+        self, queries: torch.Tensor, sinks: torch.Tensor, past: _Past, first: int, begin: int
+    ) -> tuple[torch.Tensor, int, float]:
+        """
+        Likewise, of `queries [ratio, S, D]` at `begin` and after in a segment that begins at `first`, whose logits
+        `sinks [ratio * S]` join the softmax.
+        """
+        rows, end, count = queries.flatten(0, 1), begin + queries.shape[1], first // self.granule
+        scores, bounds, weights = self._compare(rows, past, count)
+        acc = torch.empty(len(rows), past.values.shape[1], dtype=torch.float32, device="cpu")
+        shares = torch.empty(3, len(rows), dtype=torch.float32, device="cpu")
+        near = slice(first // LANES, -(-end // UNIT) * (UNIT // LANES))
+        pairs = slice(near.start * LANES // 2, near.stop * LANES // 2)
+        attend_tiles(
+            *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),
+            *(sinks.numpy(), self.numbers, self.compensate, _bits(rows)),
+            *(past.near_keys[near].flatten().numpy(), past.near_values[pairs].flatten().numpy()),
+            *(begin - first, queries.shape[1], past.keys.flatten().numpy(), past.values.flatten().numpy()),
+            *(len(past.mean) * (UNIT // LANES) + 1, self.segment // self.granule, palette() if has_amx() else None),
+            *((0,) * (rows.shape[1] // UNIT), _bits(weights), acc.numpy(), shares.numpy()),
+        )
+        total, missed, chosen = shares
+        acc.add_(weights[:, :count] @ past.mean_value[:count])
+        visited = int(chosen.sum(dtype=torch.float64))
+        return acc.div_(total[:, None]), visited, float(missed.sum(dtype=torch.float64))
+
+    def _compare(
+        self, queries: torch.Tensor, past: _Past, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Products of `queries [R, D]` with the first `count` granules' means, of their squares with variances, and room
+        for weights. In whole vectors of granules: what lies beyond `count` has no mass.
+        """
+        scores, bounds, weights = (queries.new_empty(len(queries), -(-count // LANES) * LANES) for _ in range(3))
+        scores[:, count:], bounds[:, count:] = -torch.inf, 0
+        weights[:, count:] = 0  # torch's product on AMX takes numbers in pairs, and reads one too many
+        torch.mm(queries, past.mean[:count].T, out=scores[:, :count])
+        torch.mm((queries @ past.frame).square(), past.variance[:count].T, out=bounds[:, :count])
+        return scores, bounds, weights
 
 
 def _bits(tensor: torch.Tensor) -> np.ndarray:

@@ -24,6 +24,8 @@ ROWS = 64  # rows that share keys in the cache
 PORTION = 64  # vectors of keys that all of them attend before the next
 MOST_MASS = np.float32(1e15)  # of a row, relative to where its weights are counted from
 MOST_EXP = np.float32(80)  # whose exponential is still far from what float32 holds
+# Series of 2^x, 0 <= x < 1, with the least relative error.
+ROUGH_EXP2 = (1.00000259, 0.69300384, 0.24144275, 0.05201146, 0.01353417)
 
 
 @functools.cache
@@ -91,7 +93,7 @@ def attend_rows(
                 # A past may lie above the near keys by more than float32 holds: estimates are relative to the highest.
                 top = estimate(scores, bounds, rows[r], peak[r], numbers, mass, square)
                 exact = attended[r] * exp(peak[r] - top)
-                limit = _limit(mass[:count], square[:count], scattered, exact, numbers, held)
+                limit = limit_of(mass[:count], square[:count], scattered, exact, numbers, held)
                 visits[r] = _choose(square[:count], limit, vectors, chosen[r], mass)
                 factor = exp(min(top - peak[r], MOST_EXP))
                 left[r] = mass[:count].sum() * factor
@@ -138,7 +140,7 @@ def _choose(square, limit, vectors, chosen, mass):
 
 
 @jit(SUMS)
-def _limit(mass, square, scattered, exact, numbers, held):
+def limit_of(mass, square, scattered, exact, numbers, held):
     """
     The squared promise, relative like `square`, down to which a row visits; see `reference.threshold`. The `scattered`
     granules get one that no limit exceeds.
@@ -167,7 +169,7 @@ def _limit(mass, square, scattered, exact, numbers, held):
 # ---------------------------------------------------------------- vectors
 
 
-class _Vectors:
+class Vectors:
     """Writes vector instructions of `LANES` lanes."""
 
     def __init__(self, builder):
@@ -209,6 +211,19 @@ class _Vectors:
             highest = self.builder.select(self.builder.fcmp_ordered(">", lane, highest), lane, highest)
         return highest
 
+    def total(self, vector):
+        """Sum of the lanes."""
+        width = LANES
+        while width > 1:  # halves are added up
+            width //= 2
+            half = ir.VectorType(ir.IntType(32), width)
+            low, high = (
+                self.builder.shuffle_vector(vector, vector, ir.Constant(half, list(range(at, at + width))))
+                for at in (0, width)
+            )
+            vector = self.builder.fadd(low, high)
+        return self.lane(vector, 0)
+
     def least(self, a, b):
         return self.builder.select(self.builder.fcmp_ordered("<", a, b), a, b)
 
@@ -242,6 +257,26 @@ class _Vectors:
             series = self.multiply_add(series, rest, self.constant(self.float, math.log(2) ** k / math.factorial(k)))
         exponent = builder.shl(power, self.constant(self.integer, 23))
         return builder.bitcast(builder.add(builder.bitcast(series, self.integer), exponent), self.float)
+
+    def rough_exp2(self, x):
+        """2^x to 3e-6, as bfloat16 needs no more: between 2^-126 and 2^127; a NaN stays one."""
+        builder = self.builder
+        x = self.most(self.constant(self.float, -126.0), x)
+        x = self.least(self.constant(self.float, 127.0), x)
+        kind = ir.FunctionType(self.float, [self.float])
+        whole = builder.call(builder.module.declare_intrinsic("llvm.floor.v16f32", fnty=kind), [x])
+        rest = builder.fsub(x, whole)  # 0 to 1
+        series = self.constant(self.float, ROUGH_EXP2[-1])
+        for factor in ROUGH_EXP2[-2::-1]:
+            series = self.multiply_add(series, rest, self.constant(self.float, factor))
+        power = builder.add(builder.fptosi(whole, self.integer), self.constant(self.integer, 127))
+        power = builder.shl(power, self.constant(self.integer, 23))
+        return builder.fmul(series, builder.bitcast(power, self.float))
+
+    def rounded(self, low, high):
+        """32 bfloat16, in order, as 16 int32."""
+        kind = ir.FunctionType(self.integer, [self.float, self.float])
+        return self.builder.asm(kind, "vcvtne2ps2bf16 $1, $2, $0", "=v,v,v", [low, high], False)
 
     def to_pairs(self, x):
         """Lanes 2 j and 2 j + 1 of a float vector as pair j of bfloat16, eight int32."""
@@ -289,7 +324,7 @@ def estimate(typing, scores, bounds, row, peak, numbers, mass, square):
     args = (scores, bounds, row, peak, numbers, mass, square)
 
     def codegen(context, builder, signature, given):
-        write = _Vectors(builder)
+        write = Vectors(builder)
         i64 = ir.IntType(64)
         held = {i: context.make_array(signature.args[i])(context, builder, given[i]) for i in (0, 1, 4, 5, 6)}
         count = builder.extract_value(held[5].shape, 0)
@@ -377,7 +412,7 @@ def walk(
     outputs = value_width.count  # vectors of an output row
 
     def codegen(context, builder, signature, given):
-        write = _Vectors(builder)
+        write = Vectors(builder)
         i64 = ir.IntType(64)
 
         def data(index: int):

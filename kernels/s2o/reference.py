@@ -88,6 +88,7 @@ def s2o_prefill(
     compensate: bool = True,
     sinks: torch.Tensor | None = None,
     tile: int = 1,
+    ordered: bool = True,
     record: bool = False,
 ) -> tuple[torch.Tensor, S2OStats]:
     """Causal attention that visits, per query, only those granules of the past that promise to change its output.
@@ -106,7 +107,8 @@ def s2o_prefill(
             times a power of two.
         compensate: whether unvisited granules enter by their means; else they are left out of the softmax.
         sinks: `[H]`, a logit per query head that joins each row's softmax, with a value of zero.
-        tile: rows that decide together, after those of a segment were ordered by likeness; 1 lets each decide alone.
+        tile: rows that decide together; 1 lets each decide alone.
+        ordered: whether a tile is of like rows of its segment, or else of neighbours.
         record: whether to fill `S2OStats.visits`.
 
     Returns:
@@ -140,7 +142,7 @@ def s2o_prefill(
                 promise = promise.masked_fill(scattered, torch.inf)  # which no threshold exceeds
                 share = F.pad(log_mass, (1, 0)).softmax(-1)[:, 1:]
                 if tile > 1:
-                    promise, share = _of_tiles(flat, promise, share, tile)
+                    promise, share = _of_tiles(flat, promise, share, tile, ordered)
                 visited = promise >= threshold(promise, share, tau, target_mass)
                 result, missed = _attend_past(
                     flat, base, keys[h, order], values[h, order], visited, log_mass, mean_value, compensate
@@ -258,12 +260,13 @@ def judge(
 
 
 def _of_tiles(
-    queries: torch.Tensor, promise: torch.Tensor, share: torch.Tensor, tile: int
+    queries: torch.Tensor, promise: torch.Tensor, share: torch.Tensor, tile: int, ordered: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows in tiles of like rows: each gets its tile's root mean square promise and mean share, both `[R, G]`."""
+    """Each row gets its tile's root mean square promise and mean share, both `[R, G]`; `ordered`: of like rows."""
     size = len(queries)
-    whole = size & -size >= tile
-    order = order_by_likeness(queries[None], tile)[0] if whole else torch.arange(size, device=queries.device)
+    order = torch.arange(size, device=queries.device)
+    if ordered and size & -size >= tile:  # what does not halve down to a tile stays as it is
+        order = order_by_likeness(queries[None], tile)[0]
     promise, share = promise.clone(), share.clone()
     for rows in order.split(tile):
         promise[rows] = promise[rows].square().mean(0).sqrt()

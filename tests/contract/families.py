@@ -220,3 +220,21 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
 def prompt(batch: int, length: int, seed: int = 1) -> torch.Tensor:
     """Token ids `[batch, length]` without padding tokens."""
     return torch.randint(2, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+WORDS = {
+    promise("enabled"): "all layers",
+    MIXED: "full-attention layers",
+    promise("fallback"): "smaller, not faster",
+    promise("fallback", "unsupported"): "full-attention layers, smaller, not faster",
+    NOTHING: "no",
+}
+
+
+def as_table() -> str:
+    """What is promised on which families, in Markdown; the README quotes it, and tests/test_documents.py compares."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, family in (FAMILIES | UNUSUAL).items():
+        alike.setdefault((WORDS[family.s2o], WORDS[family.innerq]), []).append(name)
+    rows = [f"| {', '.join(sorted(names))} | {s2o} | {innerq} |" for (s2o, innerq), names in alike.items()]
+    return "\n".join(["| model family | S2O | InnerQ |", "| --- | --- | --- |", *rows])

@@ -40,7 +40,8 @@ def test_attending_packed_equals_dequantizing_first(family, behaviour, monkeypat
 
     expected = BEHAVIOURS[behaviour](OnPackedCache(model, config))
     assert torch.equal(got[0], expected[0])
-    torch.testing.assert_close(got[1], expected[1], rtol=1e-3, atol=2e-3)
+    # Where a number lies between two codes, the last bit of all that came before it decides.
+    torch.testing.assert_close(got[1], expected[1], rtol=1e-3, atol=1e-2)
 
 
 # Random weights are the worst input: their attention is diffuse and their KV are noise. So the yardstick is what

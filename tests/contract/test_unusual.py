@@ -109,11 +109,12 @@ def test_dequantized_tensors_go_with_their_layer_without_the_cycle_collector(pat
     with torch.no_grad():
         model(prompt(1, 300), **{CACHE_NAME: cache})
         gc.collect()
+        earlier = [each for each in gc.get_objects() if isinstance(each, KVView)]  # what a failed test has left, say
         gc.disable()
         try:
             for seed in range(3):
                 model(prompt(1, turn, seed), **{CACHE_NAME: cache})
-            alive = [each for each in gc.get_objects() if isinstance(each, KVView)]
+            alive = [each for each in gc.get_objects() if isinstance(each, KVView) and each not in earlier]
         finally:
             gc.enable()
     assert not alive
@@ -151,7 +152,7 @@ def test_the_report_says_what_a_length_costs():
 def test_windows_that_cover_the_whole_context_gain_nothing_and_the_report_says_so():
     report = hf_infeco.explain(build("llama"), innerq=InnerQConfig(recent=100_000))
     assert report.kv_bytes_per_token_after == report.kv_bytes_per_token_before
-    assert "exact, because its windows cover the 512 tokens" in str(report)
+    assert "exact, because its windows cover the 4096 tokens" in str(report)
 
 
 def test_cross_attention_is_left_alone_and_its_cache_stays_plain():

@@ -53,7 +53,8 @@ def check_like_reference(query, key, value, tau=None, **settings):
     is_exact = query.dtype == torch.float32
     rounding = ROUNDING[query.dtype]
     assert distance(out, expected) < (min(rounding, max(left_out / 3, 2e-6)) if is_exact else rounding)
-    assert stats.visited_pairs == pytest.approx(wanted.visited_pairs, rel=1e-4 if is_exact else 2e-2)
+    one_granule = settings["granule"] - 1  # may lie so near the threshold that the order of sums decides
+    assert stats.visited_pairs == pytest.approx(wanted.visited_pairs, rel=1e-4 if is_exact else 2e-2, abs=one_granule)
     assert stats.missed_mass == pytest.approx(wanted.missed_mass, rel=1e-3 if is_exact else 5e-2)
     assert (stats.causal_pairs, stats.rows) == (wanted.causal_pairs, wanted.rows)
 

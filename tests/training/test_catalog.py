@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from hf_infeco.training.testbed import card_catalog
-from hf_infeco.training.testbed.catalogue import BOS, LAST_DAY, VOCAB_SIZE, Catalogue, encode_histories
-from hf_infeco.training.testbed.evaluate_catalog import build_index, evaluate, fresh_items
-from hf_infeco.training.testbed.train_catalog import Trainer, catalog_config, save
+from hf_infeco.training.testbed.catalog import card
+from hf_infeco.training.testbed.catalog.catalogue import BOS, LAST_DAY, VOCAB_SIZE, Catalogue, encode_histories
+from hf_infeco.training.testbed.catalog.evaluate import build_index, evaluate, fresh_items
+from hf_infeco.training.testbed.catalog.train import Trainer, catalog_config, save
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOG = ROOT / "examples" / "models" / "catalog"
@@ -88,7 +88,7 @@ def test_the_fresh_items_are_a_subset_of_the_index(catalogue):
 def test_the_bundled_card_says_what_was_measured(tmp_path):
     for name in ("config.json", "training.json", "evaluation.json"):
         (tmp_path / name).write_text((CATALOG / name).read_text())
-    card_catalog.write_card(tmp_path)
+    card.write_card(tmp_path)
     assert (tmp_path / "README.md").read_text() == (CATALOG / "README.md").read_text()
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from hf_infeco import RemixConfig, remix
 
-from ..evaluate import Accuracy
+from ..accuracy import Accuracy
 from .puzzles import TASKS, Puzzle, as_prompts, decode, draw
 
 PUZZLES, AT_ONCE = 500, 250  # of each kind in the report; in a batch
