@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from ..jit import map_on_threads
+from ..pairs import PairStats, count_causal_pairs
 from .cpu_cut import cut_into_granules
 from .cpu_rows import LANES, attend_rows, has_bfloat16
 from .cpu_tiles import TILE, UNIT, attend_tiles, has_amx, palette
-from .reference import S2OStats, count_causal_pairs, frame_of, join_sink, segment_spans
+from .reference import frame_of, join_sink, segment_spans
 
 NEAR_ROWS = 64  # of a segment that see the same near keys, or a mask
 
@@ -37,7 +38,7 @@ def s2o_prefill(
     compensate: bool = True,
     sinks: torch.Tensor | None = None,
     tile: int | None = None,
-) -> tuple[torch.Tensor, S2OStats]:
+) -> tuple[torch.Tensor, PairStats]:
     """
     See `reference.s2o_prefill`. `granule` is a multiple of 16; `tile` is 1 or, with a granule of `UNIT` keys, `TILE`;
     by default the faster one.
@@ -84,7 +85,7 @@ def s2o_prefill(
     # Late segments first: they take longest, and should not be what all wait for in the end.
     items = [(head, past, span) for span in reversed(spans) for head, past in zip(every_head, pasts, strict=True)]
     pairs, missed = (sum(column) for column in zip(*map_on_threads(attend, items), strict=True))
-    stats = S2OStats(pairs, batch * heads * count_causal_pairs(q_len, kv_len), missed, batch * heads * q_len)
+    stats = PairStats(pairs, batch * heads * count_causal_pairs(q_len, kv_len), missed, batch * heads * q_len)
     return out.flatten(1, 2)[..., :value_dim], stats
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..pairs import PairStats, count_causal_pairs
 from .granules import cut_into_granules, order_by_likeness
 
 SAMPLED = 2048  # queries, and keys, of a head, evenly spread, that tell in which directions all of them lie
@@ -27,51 +28,6 @@ TINY = torch.finfo(torch.float32).tiny
 MAX_LIFT = 60.0  # beyond, an estimate is not to be trusted, and its square would not fit a float32
 # Steps of the grid in which `target_mass` looks for a row's threshold: half powers of two down to 2^-40.
 TARGET_BINS = 80
-
-
-@dataclass(frozen=True)
-class S2OStats:
-    """
-    What one call has attended, summed over batch and query heads.
-
-    Attributes:
-        visited_pairs, causal_pairs: (query, key) pairs attended exactly, near and odd keys included, and those of
-            dense attention. What a GPU has counted are tensors without dimensions.
-        missed_mass: softmax mass that was not visited, by estimate, summed over rows; with compensation it entered by
-            its means.
-        rows: query rows.
-        visits (`torch.Tensor` `[B, Hkv, segments, kv_len]`, *optional*): share of each segment's rows that visited
-            each key.
-    """
-
-    visited_pairs: int | torch.Tensor
-    causal_pairs: int
-    missed_mass: float | torch.Tensor = 0.0
-    rows: int = 0
-    visits: torch.Tensor | None = None
-
-    @property
-    def density(self) -> float:
-        """Visited share of the pairs of dense causal attention, 0 to 1."""
-        return float(self.visited_pairs / max(self.causal_pairs, 1))
-
-    @property
-    def missed(self) -> float:
-        """Estimated softmax mass not visited, mean over rows, 0 to 1."""
-        return float(self.missed_mass / max(self.rows, 1))
-
-    def __add__(self, other: "S2OStats") -> "S2OStats":
-        return S2OStats(
-            self.visited_pairs + other.visited_pairs,
-            self.causal_pairs + other.causal_pairs,
-            self.missed_mass + other.missed_mass,
-            self.rows + other.rows,
-        )
-
-
-def count_causal_pairs(q_len: int, kv_len: int) -> int:
-    """(query, key) pairs of one head when the queries are the last `q_len` of `kv_len` positions."""
-    return q_len * (kv_len - q_len) + q_len * (q_len + 1) // 2
 
 
 @torch.no_grad()
@@ -90,7 +46,7 @@ def s2o_prefill(
     tile: int = 1,
     ordered: bool = True,
     record: bool = False,
-) -> tuple[torch.Tensor, S2OStats]:
+) -> tuple[torch.Tensor, PairStats]:
     """Causal attention that visits, per query, only those granules of the past that promise to change its output.
 
     Args:
@@ -109,7 +65,7 @@ def s2o_prefill(
         sinks: `[H]`, a logit per query head that joins each row's softmax, with a value of zero.
         tile: rows that decide together; 1 lets each decide alone.
         ordered: whether a tile is of like rows of its segment, or else of neighbours.
-        record: whether to fill `S2OStats.visits`.
+        record: whether to fill `PairStats.visits`.
 
     Returns:
         `[B, H, q_len, Dv]` in the dtype of `query` (float32 inside), and what was visited.
@@ -119,7 +75,7 @@ def s2o_prefill(
     grouped = query.unflatten(1, (kv_heads, -1))  # [B, Hkv, ratio, q_len, D]
     out = query.new_empty(*grouped.shape[:4], value.shape[3])
     spans = segment_spans(q_len, kv_len, segment)
-    stats = S2OStats(0, batch * heads * count_causal_pairs(q_len, kv_len), 0.0, batch * heads * q_len)
+    stats = PairStats(0, batch * heads * count_causal_pairs(q_len, kv_len), 0.0, batch * heads * q_len)
     visits = torch.zeros(batch, kv_heads, len(spans), kv_len, dtype=torch.float32, device="cpu") if record else None
     for b in range(batch):
         keys, values = key[b].float(), value[b].float()
@@ -150,7 +106,7 @@ def s2o_prefill(
                 out[b, h, :, rows] = result.view(queries.shape[0], -1, values.shape[2]).to(out.dtype)
                 pairs = queries.shape[0] * (count_causal_pairs(end - begin, end - first) + (end - begin) * len(odd))
                 pairs += int(visited.sum()) * (granule - 1)
-                stats += S2OStats(pairs, 0, float(missed.sum()), 0)
+                stats += PairStats(pairs, 0, float(missed.sum()), 0)
                 if visits is not None:
                     visits[b, h, index, order] = visited.float().mean(0)[:, None].cpu()
                     visits[b, h, index, near] = 1.0

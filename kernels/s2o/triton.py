@@ -26,8 +26,9 @@ import triton.language as tl
 from triton import knobs
 from triton.runtime import driver
 
+from ..pairs import PairStats, count_causal_pairs
 from .granules import cut_into_granules, order_by_likeness
-from .reference import MAX_LIFT, TARGET_BINS, S2OStats, count_causal_pairs, frame_of, segment_spans
+from .reference import MAX_LIFT, TARGET_BINS, frame_of, segment_spans
 
 MAX_HEAD_DIM = 256  # beyond it, a program's tiles no longer fit in registers
 LOG2_E = 1.4426950408889634  # logits in base 2: the hardware's exponential is exp2
@@ -329,7 +330,7 @@ def s2o_prefill(
     compensate: bool = True,
     sinks: torch.Tensor | None = None,
     tile: int = 64,
-) -> tuple[torch.Tensor, S2OStats]:
+) -> tuple[torch.Tensor, PairStats]:
     """
     `reference.s2o_prefill` for rows in tiles. The numbers in the stats are tensors on the device: none is waited for.
     """
@@ -355,7 +356,7 @@ def s2o_prefill(
         for begin, end in segment_spans(q_len, kv_len, segment)
     )
     pairs = batch * heads * near + visited * (granule - 1)
-    return out, S2OStats(pairs, batch * heads * count_causal_pairs(q_len, kv_len), missed, batch * heads * q_len)
+    return out, PairStats(pairs, batch * heads * count_causal_pairs(q_len, kv_len), missed, batch * heads * q_len)
 
 
 def _prefill(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from hf_infeco.kernels.pairs import count_causal_pairs
 from hf_infeco.kernels.s2o import cpu, cpu_cut, reference
-from hf_infeco.kernels.s2o.reference import count_causal_pairs
 
 from .s2o_cases import check_far_past, crowded_case, dense, distance, half_visited, make_case, sharp_case
 

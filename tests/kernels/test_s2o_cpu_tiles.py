@@ -5,9 +5,9 @@ import functools
 import pytest
 import torch
 
+from hf_infeco.kernels.pairs import count_causal_pairs
 from hf_infeco.kernels.s2o import cpu, cpu_cut, reference
 from hf_infeco.kernels.s2o.cpu_tiles import TILE, has_amx
-from hf_infeco.kernels.s2o.reference import count_causal_pairs
 
 from . import s2o_cases
 from .s2o_cases import check_far_past, crowded_case, dense, distance, half_visited, sharp_case

@@ -6,9 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from hf_infeco.kernels.pairs import PairStats, count_causal_pairs
 from hf_infeco.kernels.s2o import granules
 from hf_infeco.kernels.s2o.granules import cut_into_granules
-from hf_infeco.kernels.s2o.reference import S2OStats, count_causal_pairs, frame_of, judge, s2o_prefill
+from hf_infeco.kernels.s2o.reference import frame_of, judge, s2o_prefill
 
 from .s2o_cases import check_far_past, dense, distance, make_case
 
@@ -32,7 +33,7 @@ def assert_exact_at_tau_zero(query, key, value, tolerance=1e-5, **settings):
     assert out.dtype == query.dtype
     torch.testing.assert_close(out.float(), dense(query, key, value), rtol=tolerance, atol=tolerance)
     pairs = query.shape[0] * query.shape[1] * count_causal_pairs(query.shape[2], key.shape[2])
-    assert stats == S2OStats(pairs, pairs, 0.0, query.shape[0] * query.shape[1] * query.shape[2])
+    assert stats == PairStats(pairs, pairs, 0.0, query.shape[0] * query.shape[1] * query.shape[2])
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
@@ -253,11 +254,11 @@ def test_chunked_prefill_with_whole_segments_equals_one_prefill():
     whole, stats = s2o_prefill(query, key, value, **options)
     cuts = [0, 3 * SEGMENT, 4 * SEGMENT, 8 * SEGMENT]
     parts = [s2o_prefill(query[:, :, a:b], key[:, :, :b], value[:, :, :b], **options) for a, b in pairwise(cuts)]
-    chunked, total = torch.cat([out for out, _ in parts], 2), sum((part for _, part in parts), S2OStats(0, 0))
+    chunked, total = torch.cat([out for out, _ in parts], 2), sum((part for _, part in parts), PairStats(0, 0))
     left_out = distance(whole, dense(query, key, value))
     assert distance(chunked, dense(query, key, value)) == pytest.approx(left_out, rel=0.3)
     assert total.visited_pairs == pytest.approx(stats.visited_pairs, rel=0.05) and stats.density < 1
 
 
-def test_density_of_nothing_is_zero():
-    assert S2OStats(0, 0).density == 0
+def test_nothing_has_no_density():
+    assert PairStats(0, 0).density is None and PairStats(0, 0).missed is None
