@@ -32,7 +32,7 @@ class SparsePrefill:
             with torch.no_grad():
                 return _prefill(query, key, value, sinks, scale, self.config)
         crossover = -1 if self.config.crossover == AUTO else int(self.config.crossover)
-        settings = (*self.config.kernel_settings.values(), crossover)
+        settings = (*self.config.kernel_settings, crossover)
         with torch.no_grad():
             out, visited, missed = _operation(query, key, value, sinks, scale, *settings)
         rows = query.shape[0] * query.shape[1]
@@ -53,7 +53,7 @@ def _prefill(
     if path == "dense":
         return dense(query, key, value, scale, sinks)
     run = choose("s2o_prefill", query.device).module.s2o_prefill
-    return run(query, key, value, scale=scale, sinks=sinks, **config.kernel_settings)
+    return run(query, key, value, scale=scale, sinks=sinks, settings=config.kernel_settings)
 
 
 @torch.library.custom_op("hf_infeco::s2o_prefill", mutates_args=())

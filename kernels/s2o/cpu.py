@@ -20,6 +20,7 @@ from .cpu_cut import cut_into_granules
 from .cpu_rows import LANES, attend_rows, has_bfloat16
 from .cpu_tiles import TILE, UNIT, attend_tiles, has_amx, palette
 from .reference import frame_of, join_sink, segment_spans
+from .settings import S2OSettings
 
 NEAR_ROWS = 64  # of a segment that see the same near keys, or a mask
 
@@ -31,11 +32,7 @@ def s2o_prefill(
     value: torch.Tensor,
     *,
     scale: float,
-    tau: float,
-    target_mass: float | None = None,
-    segment: int = 512,
-    granule: int = 32,
-    compensate: bool = True,
+    settings: S2OSettings,
     sinks: torch.Tensor | None = None,
     tile: int | None = None,
 ) -> tuple[torch.Tensor, PairStats]:
@@ -45,6 +42,7 @@ def s2o_prefill(
     """
     batch, heads, q_len, _ = query.shape
     kv_heads, kv_len, value_dim = key.shape[1], key.shape[2], value.shape[3]
+    segment, granule = settings.segment, settings.granule
     if tile is None:  # AMX sums over 32 keys: of granules of 16 it would need two that are neighbours
         tile = TILE if query.dtype == torch.bfloat16 and granule == UNIT and has_amx() else 1
     in_bfloat16 = tile > 1 or (query.dtype == torch.bfloat16 and has_bfloat16())
@@ -55,10 +53,10 @@ def s2o_prefill(
     grouped = query.unflatten(1, (kv_heads, -1))  # [B, Hkv, ratio, q_len, D]
     out = torch.empty(*grouped.shape[:4], value.shape[3], dtype=given, device="cpu")
     spans = segment_spans(q_len, kv_len, segment)
-    rule = _Rule(scale, tau, target_mass, segment, granule, compensate)
+    rule = _Rule(scale, settings)
 
     def prepare(head: tuple[int, int]) -> _Past:
-        return _Past.of(grouped[head], key[head], value[head], segment, granule, tile)
+        return _Past.of(grouped[head], key[head], value[head], settings, tile)
 
     def attend(item: tuple[tuple[int, int], _Past, tuple[int, int]]) -> tuple[int, float]:
         head, past, (begin, end) = item
@@ -156,13 +154,13 @@ class _Past:
 
     @classmethod
     def of(
-        cls, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: int, granule: int, tile: int
+        cls, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: S2OSettings, tile: int
     ) -> "_Past":
         """From `queries [ratio, q_len, D]`, `key [n, D]` and `value [n, Dv]` of one KV head."""
         frame = frame_of(queries[None], key[None])
-        cut = cut_into_granules(key[None], value[None], frame.keys, segment, granule)
+        cut = cut_into_granules(key[None], value[None], frame.keys, settings.segment, settings.granule)
         order, odd, mean, variance, mean_value, scattered = (part[0] for part in cut)
-        odd_lanes = _whole_vectors(odd.view(-1, segment // granule))
+        odd_lanes = _whole_vectors(odd.view(-1, settings.segment // settings.granule))
         lanes = torch.cat([_whole_vectors(order), odd_lanes[:LANES], odd_lanes])
         keys, values = (x.index_select(0, lanes) for x in (key, value))
         placing = frame.queries[0].to(key.dtype)
@@ -202,14 +200,13 @@ def _paired(tensor: torch.Tensor) -> torch.Tensor:
 class _Rule:
     """How rows judge granules, and what follows from it for a segment."""
 
-    def __init__(
-        self, scale: float, tau: float, target_mass: float | None, segment: int, granule: int, compensate: bool
-    ):
-        self.segment, self.granule, self.compensate = segment, granule, compensate
-        may_miss = -1.0 if target_mass is None else 1 - target_mass
-        log_size = math.log(granule - 1)
+    def __init__(self, scale: float, settings: S2OSettings):
+        self.settings = settings
+        may_miss = -1.0 if settings.target_mass is None else 1 - settings.target_mass
+        count = settings.granule - 1
+        log_size = math.log(count)
         critical = math.sqrt(2 * log_size)
-        self.numbers = np.array([scale, granule - 1, tau, may_miss, log_size, critical], dtype=np.float32)
+        self.numbers = np.array([scale, count, settings.tau, may_miss, log_size, critical], dtype=np.float32)
 
     def attend_rows(
         self, queries: torch.Tensor, near_out: torch.Tensor, near_log_mass: torch.Tensor, past: _Past, count: int
@@ -223,12 +220,12 @@ class _Rule:
         scores, bounds, weights = self._compare(queries, past, count)
         acc = torch.zeros(len(queries), past.values.shape[1], dtype=torch.float32, device="cpu")
         shares = torch.empty(4, len(queries), dtype=torch.float32, device="cpu")
-        vectors = self.granule // LANES
+        vectors = self.settings.granule // LANES
         attend_rows(
             *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),
-            *(near_log_mass.numpy(), self.numbers, self.compensate),
+            *(near_log_mass.numpy(), self.numbers, self.settings.compensate),
             *(x.flatten().numpy() for x in (_paired(queries), past.keys, past.values)),
-            *(len(past.mean) * vectors + 1, vectors, self.segment // self.granule),
+            *(len(past.mean) * vectors + 1, vectors, self.settings.segment // self.settings.granule),
             *((0,) * (queries.shape[1] // LANES), (0,) * (acc.shape[1] // LANES)),
             *(_bits(weights), acc.numpy(), shares.numpy()),
         )
@@ -244,7 +241,7 @@ class _Rule:
         Likewise, of `queries [ratio, S, D]` at `begin` and after in a segment that begins at `first`, whose logits
         `sinks [ratio * S]` join the softmax.
         """
-        rows, end, count = queries.flatten(0, 1), begin + queries.shape[1], first // self.granule
+        rows, end, count = queries.flatten(0, 1), begin + queries.shape[1], first // self.settings.granule
         scores, bounds, weights = self._compare(rows, past, count)
         acc = torch.empty(len(rows), past.values.shape[1], dtype=torch.float32, device="cpu")
         shares = torch.empty(3, len(rows), dtype=torch.float32, device="cpu")
@@ -252,10 +249,14 @@ class _Rule:
         pairs = slice(near.start * LANES // 2, near.stop * LANES // 2)
         attend_tiles(
             *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),
-            *(sinks.numpy(), self.numbers, self.compensate, _bits(rows)),
+            *(sinks.numpy(), self.numbers, self.settings.compensate, _bits(rows)),
             *(past.near_keys[near].flatten().numpy(), past.near_values[pairs].flatten().numpy()),
             *(begin - first, queries.shape[1], past.keys.flatten().numpy(), past.values.flatten().numpy()),
-            *(len(past.mean) * (UNIT // LANES) + 1, self.segment // self.granule, palette() if has_amx() else None),
+            *(
+                len(past.mean) * (UNIT // LANES) + 1,
+                self.settings.segment // self.settings.granule,
+                palette() if has_amx() else None,
+            ),
             *((0,) * (rows.shape[1] // UNIT), _bits(weights), acc.numpy(), shares.numpy()),
         )
         total, missed, chosen = shares

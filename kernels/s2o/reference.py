@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from ..pairs import PairStats, count_causal_pairs
 from .granules import cut_into_granules, order_by_likeness
+from .settings import S2OSettings
 
 SAMPLED = 2048  # queries, and keys, of a head, evenly spread, that tell in which directions all of them lie
 TURNS = 4  # towards these directions: with two of them errors are up to twice as large
@@ -37,11 +38,7 @@ def s2o_prefill(
     value: torch.Tensor,
     *,
     scale: float,
-    tau: float,
-    target_mass: float | None = None,
-    segment: int = 512,
-    granule: int = 32,
-    compensate: bool = True,
+    settings: S2OSettings,
     sinks: torch.Tensor | None = None,
     tile: int = 1,
     ordered: bool = True,
@@ -54,14 +51,7 @@ def s2o_prefill(
         key: `[B, Hkv, kv_len, D]` with `kv_len >= q_len` and `H` a multiple of `Hkv`.
         value: `[B, Hkv, kv_len, Dv]`; `Dv` may differ from `D`.
         scale: factor of the logits, usually `D**-0.5`.
-        tau: a granule that promises less than this share of the row's mass is not visited; 0 visits every key.
-        target_mass: lowers the threshold, tile by tile, until the estimated unvisited share of the mass is at most
-            `1 - target_mass`.
-        segment: queries that share one permutation of the past, and attend their own keys exactly. Segments lie at
-            multiples of it, counted in keys.
-        granule: one odd key and `granule - 1` like ones, which are judged and visited together; `segment` is `granule`
-            times a power of two.
-        compensate: whether unvisited granules enter by their means; else they are left out of the softmax.
+        settings: what a row visits.
         sinks: `[H]`, a logit per query head that joins each row's softmax, with a value of zero.
         tile: rows that decide together; 1 lets each decide alone.
         ordered: whether a tile is of like rows of its segment, or else of neighbours.
@@ -72,6 +62,7 @@ def s2o_prefill(
     """
     batch, heads, q_len, _ = query.shape
     kv_heads, kv_len = key.shape[1], key.shape[2]
+    segment, granule = settings.segment, settings.granule
     grouped = query.unflatten(1, (kv_heads, -1))  # [B, Hkv, ratio, q_len, D]
     out = query.new_empty(*grouped.shape[:4], value.shape[3])
     spans = segment_spans(q_len, kv_len, segment)
@@ -99,9 +90,9 @@ def s2o_prefill(
                 share = F.pad(log_mass, (1, 0)).softmax(-1)[:, 1:]
                 if tile > 1:
                     promise, share = _of_tiles(flat, promise, share, tile, ordered)
-                visited = promise >= threshold(promise, share, tau, target_mass)
+                visited = promise >= threshold(promise, share, settings)
                 result, missed = _attend_past(
-                    flat, base, keys[h, order], values[h, order], visited, log_mass, mean_value, compensate
+                    flat, base, keys[h, order], values[h, order], visited, log_mass, mean_value, settings.compensate
                 )
                 out[b, h, :, rows] = result.view(queries.shape[0], -1, values.shape[2]).to(out.dtype)
                 pairs = queries.shape[0] * (count_causal_pairs(end - begin, end - first) + (end - begin) * len(odd))
@@ -230,23 +221,21 @@ def _of_tiles(
     return promise, share
 
 
-def threshold(
-    promise: torch.Tensor, share: torch.Tensor, tau: float, target_mass: float | None
-) -> torch.Tensor | float:
+def threshold(promise: torch.Tensor, share: torch.Tensor, settings: S2OSettings) -> torch.Tensor | float:
     """
     The promise `[R, 1]` down to which each row visits: `tau`, or less where `target_mass` asks for more.
 
     Of a grid of half powers of two, that is the largest which leaves at most `1 - target_mass` unvisited of the row's
     mass, of which `share [R, G]` lies in the granules.
     """
-    if target_mass is None:
-        return tau
+    if settings.target_mass is None:
+        return settings.tau
     bins = (-2 * promise.log2()).ceil().clamp(0, TARGET_BINS).long()  # bin b holds promises from 2^(-b/2) up
     held = share.new_zeros(share.shape[0], TARGET_BINS + 1).scatter_add_(1, bins, share)
     left = held.sum(-1, keepdim=True) - held.cumsum(-1)  # unvisited, if each bin were the last one visited
-    enough = left <= 1 - target_mass
+    enough = left <= 1 - settings.target_mass
     enough[:, -1] = True
-    return torch.exp2(enough.float().argmax(1, keepdim=True) / -2).clamp(max=tau)
+    return torch.exp2(enough.float().argmax(1, keepdim=True) / -2).clamp(max=settings.tau)
 
 
 def _attend_past(
