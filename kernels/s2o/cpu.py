@@ -69,9 +69,9 @@ def s2o_prefill(
             sink = sinks.float().view(kv_heads, -1)[head[1]]
         sink = sink.repeat_interleave(end - begin)
         if tile == 1:
-            near, log_mass = _attend_near(queries, key[head][first:end], value[head][first:end], scale)
-            near, log_mass = join_sink(near, log_mass, sink)
-            result, visited, missed = rule.attend_rows(queries.flatten(0, 1), near, log_mass, past, first // granule)
+            near, lse = _attend_near(queries, key[head][first:end], value[head][first:end], scale)
+            near, lse = join_sink(near, lse, sink)
+            result, visited, missed = rule.attend_rows(queries.flatten(0, 1), near, lse, past, first // granule)
         else:
             result, visited, missed = rule.attend_tiles(queries, sink, past, first, begin)
         out[head][:, rows] = result.view(-1, end - begin, value.shape[3])
@@ -118,8 +118,8 @@ def _attend_near(
         pieces.append(
             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(rows, *own, attn_mask=mask, scale=scale)
         )
-    out, log_mass = (torch.cat(parts, 2) for parts in zip(*pieces, strict=True))
-    return out[..., :value_dim].flatten(0, 2), log_mass.flatten()
+    out, lse = (torch.cat(parts, 2) for parts in zip(*pieces, strict=True))
+    return out[..., :value_dim].flatten(0, 2), lse.flatten()
 
 
 @functools.cache
@@ -209,10 +209,10 @@ class _Rule:
         self.numbers = np.array([scale, count, settings.tau, may_miss, log_size, critical], dtype=np.float32)
 
     def attend_rows(
-        self, queries: torch.Tensor, near_out: torch.Tensor, near_log_mass: torch.Tensor, past: _Past, count: int
+        self, queries: torch.Tensor, near_out: torch.Tensor, near_lse: torch.Tensor, past: _Past, count: int
     ) -> tuple[torch.Tensor, int, float]:
         """
-        Output `[R, Dv]` of `queries [R, D]` over the near keys, told by their output and log mass, and the first
+        Output `[R, Dv]` of `queries [R, D]` over the near keys, told by their output and lse, and the first
         `count` granules; visited (row, granule) pairs, and the sum of the missed mass.
         """
         if count == 0:
@@ -223,7 +223,7 @@ class _Rule:
         vectors = self.settings.granule // LANES
         attend_rows(
             *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),
-            *(near_log_mass.numpy(), self.numbers, self.settings.compensate),
+            *(near_lse.numpy(), self.numbers, self.settings.compensate),
             *(x.flatten().numpy() for x in (_paired(queries), past.keys, past.values)),
             *(len(past.mean) * vectors + 1, vectors, self.settings.segment // self.settings.granule),
             *((0,) * (queries.shape[1] // LANES), (0,) * (acc.shape[1] // LANES)),

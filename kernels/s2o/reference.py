@@ -5,6 +5,17 @@ granules of like keys (`granules.py`). From a granule's mean and variance every 
 change, the promise. It visits the granules that promise `tau` or more, and what it leaves enters by its mean. Near
 keys (those of the query's own segment) and odd keys are attended exactly by all.
 
+In the words of FlashAttention:
+- segment: a Q block, whose past is the K blocks before it;
+- near keys: the causal diagonal block of the segment, plus the odd keys of its past;
+- granule: a K block of permuted keys; its odd key is left out of the permutation;
+- lse: log sum exp(logit), of a row's attended keys, or of a granule by estimate;
+- promise: the skip criterion of a granule, a share of the row's softmax mass;
+- visit: a K block that is not skipped; density is their share of all pairs, with the near keys;
+- missed mass: the softmax mass of the skipped K blocks, by estimate;
+- tile: rows of a Q block that skip together;
+- compensate: a skipped K block enters the running softmax as one key, its mean value weighing exp(lse).
+
 Here a visit is a mask over all logits, so this takes longer than dense attention. It is the oracle of the fast paths.
 
 Source: S2O, arXiv 2602.22575; docs/s2o.md tells where and why this differs.
@@ -82,17 +93,17 @@ def s2o_prefill(
                 base = _attend_near(queries, keys[h, near], values[h, near])
                 if sinks is not None:
                     own = sinks.float().view(kv_heads, -1)[h].repeat_interleave(queries.shape[1])
-                    base = Partial(*join_sink(base.out, base.log_mass, own))
+                    base = Partial(*join_sink(base.out, base.lse, own))
                 flat = queries.flatten(0, 1)  # [R, D]
                 squares = (flat @ frame.queries[h]).square()
-                promise, log_mass = judge(flat, squares, mean, variance, base.log_mass, granule - 1)
+                promise, lse = judge(flat, squares, mean, variance, base.lse, granule - 1)
                 promise = promise.masked_fill(scattered, torch.inf)  # which no threshold exceeds
-                share = F.pad(log_mass, (1, 0)).softmax(-1)[:, 1:]
+                share = F.pad(lse, (1, 0)).softmax(-1)[:, 1:]
                 if tile > 1:
                     promise, share = _of_tiles(flat, promise, share, tile, ordered)
                 visited = promise >= threshold(promise, share, settings)
                 result, missed = _attend_past(
-                    flat, base, keys[h, order], values[h, order], visited, log_mass, mean_value, settings.compensate
+                    flat, base, keys[h, order], values[h, order], visited, lse, mean_value, settings.compensate
                 )
                 out[b, h, :, rows] = result.view(queries.shape[0], -1, values.shape[2]).to(out.dtype)
                 pairs = queries.shape[0] * (count_causal_pairs(end - begin, end - first) + (end - begin) * len(odd))
@@ -153,10 +164,10 @@ def _finite_or(other: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Partial:
-    """Softmax attention over some keys: `out [R, Dv]`, normalized, and `log_mass [R]` = log sum exp(logit)."""
+    """Softmax attention over some keys: `out [R, Dv]`, normalized, and `lse [R]` = log sum exp(logit)."""
 
     out: torch.Tensor
-    log_mass: torch.Tensor
+    lse: torch.Tensor
 
 
 def _attend_near(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> Partial:
@@ -167,10 +178,10 @@ def _attend_near(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     return Partial(logits.softmax(-1) @ values, logits.logsumexp(-1))
 
 
-def join_sink(out: torch.Tensor, log_mass: torch.Tensor, sink: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention `out [R, Dv]` over keys of `log_mass [R]` and, besides, a logit `sink [R]` with a value of zero."""
-    joined = torch.logaddexp(log_mass, sink)
-    return out * (log_mass - joined).exp()[:, None].to(out.dtype), joined
+def join_sink(out: torch.Tensor, lse: torch.Tensor, sink: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention `out [R, Dv]` over keys of `lse [R]` and, besides, a logit `sink [R]` with a value of zero."""
+    joined = torch.logaddexp(lse, sink)
+    return out * (lse - joined).exp()[:, None].to(out.dtype), joined
 
 
 def judge(
@@ -178,7 +189,7 @@ def judge(
     squares: torch.Tensor,
     mean: torch.Tensor,
     variance: torch.Tensor,
-    near_log_mass: torch.Tensor,
+    near_lse: torch.Tensor,
     count: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -193,17 +204,17 @@ def judge(
     along its tangent from there, which leads just to that. A lift of `MAX_LIFT` promises infinity.
 
     Returns:
-        promise `[R, G]` as a share of the row's estimated mass, and log mass `[R, G]` above `near_log_mass`.
+        promise `[R, G]` as a share of the row's estimated mass, and lse `[R, G]` above `near_lse`.
     """
     centre = queries @ mean.T  # [R, G]
     spread = (squares @ variance.T).sqrt()
     uncritical = spread.clamp(max=math.sqrt(2 * math.log(count)))
     lift = (uncritical * (spread - uncritical / 2)).clamp(max=MAX_LIFT)
-    log_mass = centre + lift + math.log(count)
-    row_log_mass = torch.cat([log_mass, near_log_mass[:, None]], -1).logsumexp(-1, keepdim=True)
-    log_promise = log_mass + lift + ((-torch.expm1(-2 * lift)).log() - math.log(count)) / 2
-    promise = (log_promise - row_log_mass).exp().masked_fill(lift == MAX_LIFT, torch.inf)
-    return promise, log_mass - near_log_mass[:, None]
+    lse = centre + lift + math.log(count)
+    row_lse = torch.cat([lse, near_lse[:, None]], -1).logsumexp(-1, keepdim=True)
+    log_promise = lse + lift + ((-torch.expm1(-2 * lift)).log() - math.log(count)) / 2
+    promise = (log_promise - row_lse).exp().masked_fill(lift == MAX_LIFT, torch.inf)
+    return promise, lse - near_lse[:, None]
 
 
 def _of_tiles(
@@ -244,18 +255,18 @@ def _attend_past(
     keys: torch.Tensor,
     values: torch.Tensor,
     visited: torch.Tensor,
-    log_mass: torch.Tensor,
+    lse: torch.Tensor,
     mean_value: torch.Tensor,
     compensate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     One softmax over near keys, `keys [G, n, D]` of the granules `visited [R, G]`, and, to compensate, the others by
-    their `log_mass [R, G]` and `mean_value [G, Dv]`. Returns `[R, Dv]` and the missed mass `[R]`, a share.
+    their `lse [R, G]` and `mean_value [G, Dv]`. Returns `[R, Dv]` and the missed mass `[R]`, a share.
     """
-    logits = queries @ keys.flatten(0, 1).T - near.log_mass[:, None]  # everything relative to the near mass
+    logits = queries @ keys.flatten(0, 1).T - near.lse[:, None]  # everything relative to the near mass
     logits = logits.masked_fill(~visited.repeat_interleave(keys.shape[1], 1), -torch.inf)
     logits = F.pad(logits, (1, 0))  # the near mass itself is 1 = exp(0)
-    log_left = log_mass.masked_fill(visited, -torch.inf)
+    log_left = lse.masked_fill(visited, -torch.inf)
     peak = torch.cat([logits, log_left] if compensate else [logits], -1).amax(-1, keepdim=True)
     weights, left = (logits - peak).exp(), (log_left - peak).exp()
     attended, missed = weights.sum(-1), left.sum(-1)

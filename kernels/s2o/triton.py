@@ -109,12 +109,12 @@ def _weigh_past(
     for first in range(0, num_past, BLOCK_G):
         granule = first + tl.arange(0, BLOCK_G)
         is_granule = granule < num_past
-        log_mass, _ = _estimate(
+        lse, _ = _estimate(
             query, square, mean, variance, granule, is_granule, scale, spread_scale, max_lift, log_count, HEAD_DIM
         )
-        log_mass = tl.where(is_granule[None, :], log_mass, float("-inf"))
-        new_m = tl.maximum(m, tl.max(log_mass, 1))
-        l = l * tl.exp2(m - new_m) + tl.sum(tl.exp2(log_mass - new_m[:, None]), 1)
+        lse = tl.where(is_granule[None, :], lse, float("-inf"))
+        new_m = tl.maximum(m, tl.max(lse, 1))
+        l = l * tl.exp2(m - new_m) + tl.sum(tl.exp2(lse - new_m[:, None]), 1)
         m = new_m
     return m + tl.log2(l)
 
@@ -129,12 +129,12 @@ def _promise(
     promises, times n and summed over rows. Infinity, which no threshold exceeds, where a granule is scattered or the
     estimate is not to be trusted.
     """
-    log_mass, lift = _estimate(
+    lse, lift = _estimate(
         query, square, mean, variance, granule, is_granule, scale, spread_scale, max_lift, log_count, HEAD_DIM
     )
     # With x = exp(lift), the squared promise is mass^2 (x^2 - 1) / n. Never negative: tau = 0 visits all. Neither mass
     # nor x is squared by itself: what is tiny or huge would leave float32.
-    mass = tl.where(is_row[:, None], tl.exp2(log_mass - total[:, None]), 0.0)
+    mass = tl.where(is_row[:, None], tl.exp2(lse - total[:, None]), 0.0)
     lifted = tl.exp2(lift)
     change = mass * (lifted - 1) * (mass * (lifted + 1))
     change = tl.sum(tl.where(lift < max_lift, change, float("inf")), 0)

@@ -178,11 +178,11 @@ def test_judging_knows_the_mass_of_a_gaussian_granule():
     keys = torch.randn(1, 10_000, 8, generator=rng) * torch.linspace(0.1, 0.6, 8)
     query = torch.randn(4, 8, generator=rng)
     mean, variance = keys.mean(1), keys.var(1)
-    (few, _), (many, log_mass) = (
+    (few, _), (many, lse) = (
         judge(query, query.square(), mean, variance, torch.zeros(4), count) for count in (100, 10_000)
     )
     true = (query @ keys[0].T).exp().sum(-1)
-    torch.testing.assert_close(log_mass[:, 0].exp(), true, rtol=0.05, atol=0)
+    torch.testing.assert_close(lse[:, 0].exp(), true, rtol=0.05, atol=0)
     assert (many < few / 9).all()  # the more keys, the better known their sum
 
 
@@ -191,9 +191,9 @@ def test_judging_a_wide_granule_expects_no_keys_that_it_does_not_hold(spread):
     """The estimate lies between the usual sum of exp(logit) of n draws, and the expected one, which is far above."""
     count, drawn = 31, torch.randn(2000, 31, generator=torch.Generator().manual_seed(0)) * spread
     one = torch.ones(1, 1)
-    _, log_mass = judge(one, one, 0 * one, one * spread**2, torch.zeros(1), count)
+    _, lse = judge(one, one, 0 * one, one * spread**2, torch.zeros(1), count)
     usual, expected = drawn.logsumexp(1).median(), math.log(count) + spread**2 / 2
-    assert usual - 0.1 < log_mass <= expected + 1e-5
+    assert usual - 0.1 < lse <= expected + 1e-5
 
 
 @pytest.mark.parametrize("queries", [1, 5, 2000])
