@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from . import compat
-from .kernels.s2o.reference import S2OStats, count_causal_pairs
+from .kernels.pairs import PairStats, count_causal_pairs
 from .prefill import Prefill
 
 PLAN_ATTRIBUTE = "_infeco_plan"
@@ -19,14 +19,14 @@ class LayerPlan:
     Attributes:
         prefill (`Prefill`, *optional*): causal attention of a prompt; None runs dense. An object or a function of a
             module, so that a deepcopy or a pickle of the model carries it along.
-        stats (`S2OStats`): what causal prefills have attended so far. Its numbers may be tensors, so that no prefill
+        stats (`PairStats`): what causal prefills have attended so far. Its numbers may be tensors, so that no prefill
             waits for the device.
         packed_calls, unpacked_calls (`int`): decode steps on a packed cache so far that were attended as they are, and
             that had to be dequantized first.
     """
 
     prefill: Prefill | None = None
-    stats: S2OStats = field(default_factory=lambda: S2OStats(0, 0))
+    stats: PairStats = field(default_factory=lambda: PairStats(0, 0))
     packed_calls: int = 0
     unpacked_calls: int = 0
 
@@ -34,7 +34,7 @@ class LayerPlan:
         """A prefill that no method could take counts as visited whole, so that the reported density tells."""
         rows = query.shape[0] * query.shape[1]
         pairs = rows * count_causal_pairs(query.shape[2], key.shape[2])
-        self.stats = self.stats + S2OStats(pairs, pairs, 0.0, rows * query.shape[2])
+        self.stats = self.stats + PairStats(pairs, pairs, 0.0, rows * query.shape[2])
 
 
 def plan_of(module: nn.Module | None) -> LayerPlan | None:

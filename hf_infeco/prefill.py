@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from .dense import dense_attention
-from .kernels.s2o.reference import S2OStats, count_causal_pairs
+from .kernels.pairs import PairStats, count_causal_pairs
 
 # prefill(query, key, value, scale, sinks) of rows without padding: the output, and what was attended.
 Prefill = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor | None], tuple[torch.Tensor, S2OStats]
+    [torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor | None], tuple[torch.Tensor, PairStats]
 ]
 
 
@@ -23,7 +23,7 @@ def causal_attention(
     scale: float | None = None,
     starts: list[int] | None = None,
     sinks: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, S2OStats]:
+) -> tuple[torch.Tensor, PairStats]:
     """
     Attention `[B, H, q_len, Dv]` of `query [B, H, q_len, D]`, the last positions of `key [B, Hkv, kv_len, D]` and
     `value [B, Hkv, kv_len, Dv]`, and how many pairs of them were attended.
@@ -45,7 +45,7 @@ def causal_attention(
 
     batch, q_len, kv_len = query.shape[0], query.shape[2], key.shape[2]
     pieces: list[torch.Tensor] = [query.new_empty(0)] * batch
-    stats = S2OStats(0, 0)
+    stats = PairStats(0, 0)
     for start in sorted(set(starts)):
         members = [row for row, row_start in enumerate(starts) if row_start == start]
         padded = min(max(0, start - (kv_len - q_len)), q_len)  # queries that are padding themselves
@@ -60,8 +60,8 @@ def causal_attention(
 
 def dense(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, sinks: torch.Tensor | None
-) -> tuple[torch.Tensor, S2OStats]:
+) -> tuple[torch.Tensor, PairStats]:
     """A `Prefill` that leaves nothing out."""
     rows = query.shape[0] * query.shape[1]
     pairs = rows * count_causal_pairs(query.shape[2], key.shape[2])
-    return dense_attention(query, key, value, scale, sinks), S2OStats(pairs, pairs, 0.0, rows * query.shape[2])
+    return dense_attention(query, key, value, scale, sinks), PairStats(pairs, pairs, 0.0, rows * query.shape[2])

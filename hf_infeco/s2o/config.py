@@ -1,9 +1,9 @@
 """The settings of S2O prefill attention."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..config import MethodConfig
+from ..kernels.s2o.settings import S2OSettings
 
 GRANULES = (16, 32)  # what every kernel takes
 AUTO = "auto"
@@ -70,10 +70,9 @@ class S2OConfig(MethodConfig, method="s2o"):
             )
 
     @property
-    def kernel_settings(self) -> dict[str, Any]:
+    def kernel_settings(self) -> S2OSettings:
         """What the kernels take."""
-        names = ("tau", "target_mass", "segment", "granule", "compensate")
-        return {name: getattr(self, name) for name in names}
+        return S2OSettings(self.tau, self.target_mass, self.segment, self.granule, self.compensate)
 
     def _default(self, name: str) -> object:
         return self.__dataclass_fields__[name].default

@@ -153,7 +153,7 @@ def _name(config: S2OConfig, heads: Heads) -> str:
     """What the answer depends on."""
     (query_heads, kv_heads), (key_dim, value_dim) = heads.count, heads.dims
     shape = f"{query_heads}/{kv_heads} heads of {key_dim} and {value_dim}{' with sinks' if heads.has_sinks else ''}"
-    chosen = ", ".join(f"{field}={setting}" for field, setting in config.kernel_settings.items())
+    chosen = ", ".join(f"{field}={setting}" for field, setting in config.kernel_settings._asdict().items())
     backend = choose("s2o_prefill", heads.device).backend
     return f"{describe_device(heads.device)}; {backend}, torch {torch.__version__}; {heads.dtype}, {shape}; {chosen}"
 
@@ -170,7 +170,7 @@ def _measure(
     for length in LENGTHS:
         heads = _of_length(query, length), _of_length(key, length), _of_length(value, length)
         common: dict[str, Any] = {"scale": query.shape[3] ** -0.5, "sinks": sinks}
-        runs = {sparse: partial(sparse, *heads, **common, **config.kernel_settings)}
+        runs = {sparse: partial(sparse, *heads, **common, settings=config.kernel_settings)}
         runs[dense_attention] = partial(dense_attention, *heads, **common)
         if length == LENGTHS[0]:
             for run in runs.values():  # compiles

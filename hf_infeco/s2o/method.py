@@ -10,6 +10,7 @@ from .. import compat
 from ..attention_source import attention_code
 from ..edits import Edits
 from ..kernels.dispatch import choose
+from ..kernels.pairs import PairStats
 from ..methods import Method, Outcome
 from ..plan import plans_of
 from ..survey import Layer, Survey
@@ -17,7 +18,7 @@ from .config import AUTO, S2OConfig
 from .crossover import LENGTHS, NEVER, Heads, known
 from .operation import SparsePrefill
 from .path import choose_path
-from .report import LayerDensity, S2OReport
+from .report import S2OReport
 
 
 class S2OMethod(Method):
@@ -50,7 +51,7 @@ class S2OMethod(Method):
         first = {id(plan): index for index, plan in reversed(plans.items())}
         return S2OReport.of(
             {
-                index: LayerDensity(
+                index: PairStats(
                     int(plan.stats.visited_pairs),
                     plan.stats.causal_pairs,
                     float(plan.stats.missed_mass),

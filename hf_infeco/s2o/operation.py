@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from ..kernels.dispatch import choose
-from ..kernels.s2o.reference import S2OStats, count_causal_pairs
+from ..kernels.pairs import PairStats, count_causal_pairs
 from ..prefill import dense
 from .config import AUTO, S2OConfig
 from .crossover import Heads, measured_crossover
@@ -26,18 +26,18 @@ class SparsePrefill:
         value: torch.Tensor,
         scale: float,
         sinks: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, S2OStats]:
+    ) -> tuple[torch.Tensor, PairStats]:
         # An operation costs a fifth of a millisecond to call, which short prompts would notice.
         if type(query) is torch.Tensor and not query.is_meta and not torch.compiler.is_compiling():
             with torch.no_grad():
                 return _prefill(query, key, value, sinks, scale, self.config)
         crossover = -1 if self.config.crossover == AUTO else int(self.config.crossover)
-        settings = (*self.config.kernel_settings.values(), crossover)
+        settings = (*self.config.kernel_settings, crossover)
         with torch.no_grad():
             out, visited, missed = _operation(query, key, value, sinks, scale, *settings)
         rows = query.shape[0] * query.shape[1]
         pairs = rows * count_causal_pairs(query.shape[2], key.shape[2])
-        return out, S2OStats(visited, pairs, missed, rows * query.shape[2])
+        return out, PairStats(visited, pairs, missed, rows * query.shape[2])
 
 
 def _prefill(
@@ -47,13 +47,13 @@ def _prefill(
     sinks: torch.Tensor | None,
     scale: float,
     config: S2OConfig,
-) -> tuple[torch.Tensor, S2OStats]:
+) -> tuple[torch.Tensor, PairStats]:
     measured = partial(measured_crossover, query, key, value, sinks, config)
     path, _ = choose_path(config, Heads.of(query, key, value, sinks), query.shape[2], key.shape[2], measured)
     if path == "dense":
         return dense(query, key, value, scale, sinks)
     run = choose("s2o_prefill", query.device).module.s2o_prefill
-    return run(query, key, value, scale=scale, sinks=sinks, **config.kernel_settings)
+    return run(query, key, value, scale=scale, sinks=sinks, settings=config.kernel_settings)
 
 
 @torch.library.custom_op("hf_infeco::s2o_prefill", mutates_args=())

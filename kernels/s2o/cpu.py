@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 
 from ..jit import map_on_threads
+from ..pairs import PairStats, count_causal_pairs
 from .cpu_cut import cut_into_granules
 from .cpu_rows import LANES, attend_rows, has_bfloat16
 from .cpu_tiles import TILE, UNIT, attend_tiles, has_amx, palette
-from .reference import S2OStats, count_causal_pairs, frame_of, join_sink, segment_spans
+from .reference import frame_of, join_sink, segment_spans
+from .settings import S2OSettings
 
 NEAR_ROWS = 64  # of a segment that see the same near keys, or a mask
 
@@ -30,20 +32,17 @@ def s2o_prefill(
     value: torch.Tensor,
     *,
     scale: float,
-    tau: float,
-    target_mass: float | None = None,
-    segment: int = 512,
-    granule: int = 32,
-    compensate: bool = True,
+    settings: S2OSettings,
     sinks: torch.Tensor | None = None,
     tile: int | None = None,
-) -> tuple[torch.Tensor, S2OStats]:
+) -> tuple[torch.Tensor, PairStats]:
     """
     See `reference.s2o_prefill`. `granule` is a multiple of 16; `tile` is 1 or, with a granule of `UNIT` keys, `TILE`;
     by default the faster one.
     """
     batch, heads, q_len, _ = query.shape
     kv_heads, kv_len, value_dim = key.shape[1], key.shape[2], value.shape[3]
+    segment, granule = settings.segment, settings.granule
     if tile is None:  # AMX sums over 32 keys: of granules of 16 it would need two that are neighbours
         tile = TILE if query.dtype == torch.bfloat16 and granule == UNIT and has_amx() else 1
     in_bfloat16 = tile > 1 or (query.dtype == torch.bfloat16 and has_bfloat16())
@@ -54,10 +53,10 @@ def s2o_prefill(
     grouped = query.unflatten(1, (kv_heads, -1))  # [B, Hkv, ratio, q_len, D]
     out = torch.empty(*grouped.shape[:4], value.shape[3], dtype=given, device="cpu")
     spans = segment_spans(q_len, kv_len, segment)
-    rule = _Rule(scale, tau, target_mass, segment, granule, compensate)
+    rule = _Rule(scale, settings)
 
     def prepare(head: tuple[int, int]) -> _Past:
-        return _Past.of(grouped[head], key[head], value[head], segment, granule, tile)
+        return _Past.of(grouped[head], key[head], value[head], settings, tile)
 
     def attend(item: tuple[tuple[int, int], _Past, tuple[int, int]]) -> tuple[int, float]:
         head, past, (begin, end) = item
@@ -70,9 +69,9 @@ def s2o_prefill(
             sink = sinks.float().view(kv_heads, -1)[head[1]]
         sink = sink.repeat_interleave(end - begin)
         if tile == 1:
-            near, log_mass = _attend_near(queries, key[head][first:end], value[head][first:end], scale)
-            near, log_mass = join_sink(near, log_mass, sink)
-            result, visited, missed = rule.attend_rows(queries.flatten(0, 1), near, log_mass, past, first // granule)
+            near, lse = _attend_near(queries, key[head][first:end], value[head][first:end], scale)
+            near, lse = join_sink(near, lse, sink)
+            result, visited, missed = rule.attend_rows(queries.flatten(0, 1), near, lse, past, first // granule)
         else:
             result, visited, missed = rule.attend_tiles(queries, sink, past, first, begin)
         out[head][:, rows] = result.view(-1, end - begin, value.shape[3])
@@ -84,7 +83,7 @@ def s2o_prefill(
     # Late segments first: they take longest, and should not be what all wait for in the end.
     items = [(head, past, span) for span in reversed(spans) for head, past in zip(every_head, pasts, strict=True)]
     pairs, missed = (sum(column) for column in zip(*map_on_threads(attend, items), strict=True))
-    stats = S2OStats(pairs, batch * heads * count_causal_pairs(q_len, kv_len), missed, batch * heads * q_len)
+    stats = PairStats(pairs, batch * heads * count_causal_pairs(q_len, kv_len), missed, batch * heads * q_len)
     return out.flatten(1, 2)[..., :value_dim], stats
 
 
@@ -119,8 +118,8 @@ def _attend_near(
         pieces.append(
             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(rows, *own, attn_mask=mask, scale=scale)
         )
-    out, log_mass = (torch.cat(parts, 2) for parts in zip(*pieces, strict=True))
-    return out[..., :value_dim].flatten(0, 2), log_mass.flatten()
+    out, lse = (torch.cat(parts, 2) for parts in zip(*pieces, strict=True))
+    return out[..., :value_dim].flatten(0, 2), lse.flatten()
 
 
 @functools.cache
@@ -155,13 +154,13 @@ class _Past:
 
     @classmethod
     def of(
-        cls, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: int, granule: int, tile: int
+        cls, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: S2OSettings, tile: int
     ) -> "_Past":
         """From `queries [ratio, q_len, D]`, `key [n, D]` and `value [n, Dv]` of one KV head."""
         frame = frame_of(queries[None], key[None])
-        cut = cut_into_granules(key[None], value[None], frame.keys, segment, granule)
+        cut = cut_into_granules(key[None], value[None], frame.keys, settings.segment, settings.granule)
         order, odd, mean, variance, mean_value, scattered = (part[0] for part in cut)
-        odd_lanes = _whole_vectors(odd.view(-1, segment // granule))
+        odd_lanes = _whole_vectors(odd.view(-1, settings.segment // settings.granule))
         lanes = torch.cat([_whole_vectors(order), odd_lanes[:LANES], odd_lanes])
         keys, values = (x.index_select(0, lanes) for x in (key, value))
         placing = frame.queries[0].to(key.dtype)
@@ -201,20 +200,19 @@ def _paired(tensor: torch.Tensor) -> torch.Tensor:
 class _Rule:
     """How rows judge granules, and what follows from it for a segment."""
 
-    def __init__(
-        self, scale: float, tau: float, target_mass: float | None, segment: int, granule: int, compensate: bool
-    ):
-        self.segment, self.granule, self.compensate = segment, granule, compensate
-        may_miss = -1.0 if target_mass is None else 1 - target_mass
-        log_size = math.log(granule - 1)
+    def __init__(self, scale: float, settings: S2OSettings):
+        self.settings = settings
+        may_miss = -1.0 if settings.target_mass is None else 1 - settings.target_mass
+        count = settings.granule - 1
+        log_size = math.log(count)
         critical = math.sqrt(2 * log_size)
-        self.numbers = np.array([scale, granule - 1, tau, may_miss, log_size, critical], dtype=np.float32)
+        self.numbers = np.array([scale, count, settings.tau, may_miss, log_size, critical], dtype=np.float32)
 
     def attend_rows(
-        self, queries: torch.Tensor, near_out: torch.Tensor, near_log_mass: torch.Tensor, past: _Past, count: int
+        self, queries: torch.Tensor, near_out: torch.Tensor, near_lse: torch.Tensor, past: _Past, count: int
     ) -> tuple[torch.Tensor, int, float]:
         """
-        Output `[R, Dv]` of `queries [R, D]` over the near keys, told by their output and log mass, and the first
+        Output `[R, Dv]` of `queries [R, D]` over the near keys, told by their output and lse, and the first
         `count` granules; visited (row, granule) pairs, and the sum of the missed mass.
         """
         if count == 0:
@@ -222,12 +220,12 @@ class _Rule:
         scores, bounds, weights = self._compare(queries, past, count)
         acc = torch.zeros(len(queries), past.values.shape[1], dtype=torch.float32, device="cpu")
         shares = torch.empty(4, len(queries), dtype=torch.float32, device="cpu")
-        vectors = self.granule // LANES
+        vectors = self.settings.granule // LANES
         attend_rows(
             *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),
-            *(near_log_mass.numpy(), self.numbers, self.compensate),
+            *(near_lse.numpy(), self.numbers, self.settings.compensate),
             *(x.flatten().numpy() for x in (_paired(queries), past.keys, past.values)),
-            *(len(past.mean) * vectors + 1, vectors, self.segment // self.granule),
+            *(len(past.mean) * vectors + 1, vectors, self.settings.segment // self.settings.granule),
             *((0,) * (queries.shape[1] // LANES), (0,) * (acc.shape[1] // LANES)),
             *(_bits(weights), acc.numpy(), shares.numpy()),
         )
@@ -243,7 +241,7 @@ class _Rule:
         Likewise, of `queries [ratio, S, D]` at `begin` and after in a segment that begins at `first`, whose logits
         `sinks [ratio * S]` join the softmax.
         """
-        rows, end, count = queries.flatten(0, 1), begin + queries.shape[1], first // self.granule
+        rows, end, count = queries.flatten(0, 1), begin + queries.shape[1], first // self.settings.granule
         scores, bounds, weights = self._compare(rows, past, count)
         acc = torch.empty(len(rows), past.values.shape[1], dtype=torch.float32, device="cpu")
         shares = torch.empty(3, len(rows), dtype=torch.float32, device="cpu")
@@ -251,10 +249,14 @@ class _Rule:
         pairs = slice(near.start * LANES // 2, near.stop * LANES // 2)
         attend_tiles(
             *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),
-            *(sinks.numpy(), self.numbers, self.compensate, _bits(rows)),
+            *(sinks.numpy(), self.numbers, self.settings.compensate, _bits(rows)),
             *(past.near_keys[near].flatten().numpy(), past.near_values[pairs].flatten().numpy()),
             *(begin - first, queries.shape[1], past.keys.flatten().numpy(), past.values.flatten().numpy()),
-            *(len(past.mean) * (UNIT // LANES) + 1, self.segment // self.granule, palette() if has_amx() else None),
+            *(
+                len(past.mean) * (UNIT // LANES) + 1,
+                self.settings.segment // self.settings.granule,
+                palette() if has_amx() else None,
+            ),
             *((0,) * (rows.shape[1] // UNIT), _bits(weights), acc.numpy(), shares.numpy()),
         )
         total, missed, chosen = shares

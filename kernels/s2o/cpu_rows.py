@@ -44,7 +44,7 @@ def attend_rows(
     bounds,  # [R, at least G] and of squared queries with variances
     count,  # G
     scattered,  # granules that every row visits
-    near_log_mass,  # [R]
+    near_lse,  # [R]
     numbers,
     compensate,
     queries,
@@ -80,10 +80,10 @@ def attend_rows(
         todo = min(ROWS, row_count - begin)
         for r in range(todo):
             rows[r] = begin + r
-            peak[r] = near_log_mass[begin + r]  # what weights are relative to
+            peak[r] = near_lse[begin + r]  # what weights are relative to
         while todo > 0:
             for r in range(todo):
-                attended[r] = exp(near_log_mass[rows[r]] - peak[r])
+                attended[r] = exp(near_lse[rows[r]] - peak[r])
             for first in range(0, odd.size, odd_portion):
                 portion = odd[first : first + odd_portion]
                 for r in range(todo):
@@ -114,7 +114,7 @@ def attend_rows(
             again = 0
             for r in range(todo):
                 row = rows[r]
-                shares[0, row] = exp(near_log_mass[row] - peak[r])
+                shares[0, row] = exp(near_lse[row] - peak[r])
                 shares[1, row] = attended[r] + left[r] if compensate else attended[r]
                 shares[2, row] = left[r] / (attended[r] + left[r]) if left[r] < np.inf else np.float32(1)
                 shares[3, row] = visits[r] // vectors
@@ -346,15 +346,15 @@ def estimate(typing, scores, bounds, row, peak, numbers, mass, square):
             uncritical = write.least(spread, critical)
             lift = builder.fmul(uncritical, builder.fsub(spread, builder.fmul(uncritical, half)))
             lift = write.least(lift, most)
-            log_mass = builder.fadd(builder.fadd(score, lift), log_size)
-            write.store(log_mass, builder.gep(held[5].data, [at]))
+            lse = builder.fadd(builder.fadd(score, lift), log_size)
+            write.store(lse, builder.gep(held[5].data, [at]))
             write.store(lift, builder.gep(held[6].data, [at]))
-            builder.store(write.most(log_mass, builder.load(highest)), highest)
+            builder.store(write.most(lse, builder.load(highest)), highest)
         top = write.highest_lane(builder.load(highest))
         with cgutils.for_range_slice(builder, i64(0), count, i64(LANES), i64) as (at, _):
             mass_at, square_at = (builder.gep(held[i].data, [at]) for i in (5, 6))
-            log_mass, lift = write.load(mass_at, write.float), write.load(square_at, write.float)
-            relative = builder.fmul(builder.fsub(log_mass, write.splat(top)), to_log2)
+            lse, lift = write.load(mass_at, write.float), write.load(square_at, write.float)
+            relative = builder.fmul(builder.fsub(lse, write.splat(top)), to_log2)
             lift2 = builder.fmul(lift, to_log2)
             write.store(write.exp2(relative), mass_at)
             # The squared promise is mass^2 (exp(2 lift) - 1) / n. Not made of these, which may leave float32.

@@ -312,12 +312,12 @@ class _Row:
 
 
 @intrinsic
-def expect(typing, scores, bounds, peak, numbers, log_mass, lift):
+def expect(typing, scores, bounds, peak, numbers, lse, lift):
     """
     Writes log2 of the mass that a row expects of each granule, and the lift in it, in base 2 as well; see
     `reference.judge`. Returns the highest of the former and of log2 of `peak`, which is a logarithm.
     """
-    args = (scores, bounds, peak, numbers, log_mass, lift)
+    args = (scores, bounds, peak, numbers, lse, lift)
 
     def codegen(context, builder, signature, given):
         row = _Row(context, builder, signature, given)

@@ -5,6 +5,17 @@ granules of like keys (`granules.py`). From a granule's mean and variance every 
 change, the promise. It visits the granules that promise `tau` or more, and what it leaves enters by its mean. Near
 keys (those of the query's own segment) and odd keys are attended exactly by all.
 
+In the words of FlashAttention:
+- segment: a Q block, whose past is the K blocks before it;
+- near keys: the causal diagonal block of the segment, plus the odd keys of its past;
+- granule: a K block of permuted keys; its odd key is left out of the permutation;
+- lse: log sum exp(logit), of a row's attended keys, or of a granule by estimate;
+- promise: the skip criterion of a granule, a share of the row's softmax mass;
+- visit: a K block that is not skipped; density is their share of all pairs, with the near keys;
+- missed mass: the softmax mass of the skipped K blocks, by estimate;
+- tile: rows of a Q block that skip together;
+- compensate: a skipped K block enters the running softmax as one key, its mean value weighing exp(lse).
+
 Here a visit is a mask over all logits, so this takes longer than dense attention. It is the oracle of the fast paths.
 
 Source: S2O, arXiv 2602.22575; docs/s2o.md tells where and why this differs.
@@ -18,7 +29,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..pairs import PairStats, count_causal_pairs
 from .granules import cut_into_granules, order_by_likeness
+from .settings import S2OSettings
 
 SAMPLED = 2048  # queries, and keys, of a head, evenly spread, that tell in which directions all of them lie
 TURNS = 4  # towards these directions: with two of them errors are up to twice as large
@@ -29,51 +42,6 @@ MAX_LIFT = 60.0  # beyond, an estimate is not to be trusted, and its square woul
 TARGET_BINS = 80
 
 
-@dataclass(frozen=True)
-class S2OStats:
-    """
-    What one call has attended, summed over batch and query heads.
-
-    Attributes:
-        visited_pairs, causal_pairs: (query, key) pairs attended exactly, near and odd keys included, and those of
-            dense attention. What a GPU has counted are tensors without dimensions.
-        missed_mass: softmax mass that was not visited, by estimate, summed over rows; with compensation it entered by
-            its means.
-        rows: query rows.
-        visits (`torch.Tensor` `[B, Hkv, segments, kv_len]`, *optional*): share of each segment's rows that visited
-            each key.
-    """
-
-    visited_pairs: int | torch.Tensor
-    causal_pairs: int
-    missed_mass: float | torch.Tensor = 0.0
-    rows: int = 0
-    visits: torch.Tensor | None = None
-
-    @property
-    def density(self) -> float:
-        """Visited share of the pairs of dense causal attention, 0 to 1."""
-        return float(self.visited_pairs / max(self.causal_pairs, 1))
-
-    @property
-    def missed(self) -> float:
-        """Estimated softmax mass not visited, mean over rows, 0 to 1."""
-        return float(self.missed_mass / max(self.rows, 1))
-
-    def __add__(self, other: "S2OStats") -> "S2OStats":
-        return S2OStats(
-            self.visited_pairs + other.visited_pairs,
-            self.causal_pairs + other.causal_pairs,
-            self.missed_mass + other.missed_mass,
-            self.rows + other.rows,
-        )
-
-
-def count_causal_pairs(q_len: int, kv_len: int) -> int:
-    """(query, key) pairs of one head when the queries are the last `q_len` of `kv_len` positions."""
-    return q_len * (kv_len - q_len) + q_len * (q_len + 1) // 2
-
-
 @torch.no_grad()
 def s2o_prefill(
     query: torch.Tensor,
@@ -81,16 +49,12 @@ def s2o_prefill(
     value: torch.Tensor,
     *,
     scale: float,
-    tau: float,
-    target_mass: float | None = None,
-    segment: int = 512,
-    granule: int = 32,
-    compensate: bool = True,
+    settings: S2OSettings,
     sinks: torch.Tensor | None = None,
     tile: int = 1,
     ordered: bool = True,
     record: bool = False,
-) -> tuple[torch.Tensor, S2OStats]:
+) -> tuple[torch.Tensor, PairStats]:
     """Causal attention that visits, per query, only those granules of the past that promise to change its output.
 
     Args:
@@ -98,28 +62,22 @@ def s2o_prefill(
         key: `[B, Hkv, kv_len, D]` with `kv_len >= q_len` and `H` a multiple of `Hkv`.
         value: `[B, Hkv, kv_len, Dv]`; `Dv` may differ from `D`.
         scale: factor of the logits, usually `D**-0.5`.
-        tau: a granule that promises less than this share of the row's mass is not visited; 0 visits every key.
-        target_mass: lowers the threshold, tile by tile, until the estimated unvisited share of the mass is at most
-            `1 - target_mass`.
-        segment: queries that share one permutation of the past, and attend their own keys exactly. Segments lie at
-            multiples of it, counted in keys.
-        granule: one odd key and `granule - 1` like ones, which are judged and visited together; `segment` is `granule`
-            times a power of two.
-        compensate: whether unvisited granules enter by their means; else they are left out of the softmax.
+        settings: what a row visits.
         sinks: `[H]`, a logit per query head that joins each row's softmax, with a value of zero.
         tile: rows that decide together; 1 lets each decide alone.
         ordered: whether a tile is of like rows of its segment, or else of neighbours.
-        record: whether to fill `S2OStats.visits`.
+        record: whether to fill `PairStats.visits`.
 
     Returns:
         `[B, H, q_len, Dv]` in the dtype of `query` (float32 inside), and what was visited.
     """
     batch, heads, q_len, _ = query.shape
     kv_heads, kv_len = key.shape[1], key.shape[2]
+    segment, granule = settings.segment, settings.granule
     grouped = query.unflatten(1, (kv_heads, -1))  # [B, Hkv, ratio, q_len, D]
     out = query.new_empty(*grouped.shape[:4], value.shape[3])
     spans = segment_spans(q_len, kv_len, segment)
-    stats = S2OStats(0, batch * heads * count_causal_pairs(q_len, kv_len), 0.0, batch * heads * q_len)
+    stats = PairStats(0, batch * heads * count_causal_pairs(q_len, kv_len), 0.0, batch * heads * q_len)
     visits = torch.zeros(batch, kv_heads, len(spans), kv_len, dtype=torch.float32, device="cpu") if record else None
     for b in range(batch):
         keys, values = key[b].float(), value[b].float()
@@ -135,22 +93,22 @@ def s2o_prefill(
                 base = _attend_near(queries, keys[h, near], values[h, near])
                 if sinks is not None:
                     own = sinks.float().view(kv_heads, -1)[h].repeat_interleave(queries.shape[1])
-                    base = Partial(*join_sink(base.out, base.log_mass, own))
+                    base = Partial(*join_sink(base.out, base.lse, own))
                 flat = queries.flatten(0, 1)  # [R, D]
                 squares = (flat @ frame.queries[h]).square()
-                promise, log_mass = judge(flat, squares, mean, variance, base.log_mass, granule - 1)
+                promise, lse = judge(flat, squares, mean, variance, base.lse, granule - 1)
                 promise = promise.masked_fill(scattered, torch.inf)  # which no threshold exceeds
-                share = F.pad(log_mass, (1, 0)).softmax(-1)[:, 1:]
+                share = F.pad(lse, (1, 0)).softmax(-1)[:, 1:]
                 if tile > 1:
                     promise, share = _of_tiles(flat, promise, share, tile, ordered)
-                visited = promise >= threshold(promise, share, tau, target_mass)
+                visited = promise >= threshold(promise, share, settings)
                 result, missed = _attend_past(
-                    flat, base, keys[h, order], values[h, order], visited, log_mass, mean_value, compensate
+                    flat, base, keys[h, order], values[h, order], visited, lse, mean_value, settings.compensate
                 )
                 out[b, h, :, rows] = result.view(queries.shape[0], -1, values.shape[2]).to(out.dtype)
                 pairs = queries.shape[0] * (count_causal_pairs(end - begin, end - first) + (end - begin) * len(odd))
                 pairs += int(visited.sum()) * (granule - 1)
-                stats += S2OStats(pairs, 0, float(missed.sum()), 0)
+                stats += PairStats(pairs, 0, float(missed.sum()), 0)
                 if visits is not None:
                     visits[b, h, index, order] = visited.float().mean(0)[:, None].cpu()
                     visits[b, h, index, near] = 1.0
@@ -206,10 +164,10 @@ def _finite_or(other: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Partial:
-    """Softmax attention over some keys: `out [R, Dv]`, normalized, and `log_mass [R]` = log sum exp(logit)."""
+    """Softmax attention over some keys: `out [R, Dv]`, normalized, and `lse [R]` = log sum exp(logit)."""
 
     out: torch.Tensor
-    log_mass: torch.Tensor
+    lse: torch.Tensor
 
 
 def _attend_near(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> Partial:
@@ -220,10 +178,10 @@ def _attend_near(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     return Partial(logits.softmax(-1) @ values, logits.logsumexp(-1))
 
 
-def join_sink(out: torch.Tensor, log_mass: torch.Tensor, sink: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention `out [R, Dv]` over keys of `log_mass [R]` and, besides, a logit `sink [R]` with a value of zero."""
-    joined = torch.logaddexp(log_mass, sink)
-    return out * (log_mass - joined).exp()[:, None].to(out.dtype), joined
+def join_sink(out: torch.Tensor, lse: torch.Tensor, sink: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention `out [R, Dv]` over keys of `lse [R]` and, besides, a logit `sink [R]` with a value of zero."""
+    joined = torch.logaddexp(lse, sink)
+    return out * (lse - joined).exp()[:, None].to(out.dtype), joined
 
 
 def judge(
@@ -231,7 +189,7 @@ def judge(
     squares: torch.Tensor,
     mean: torch.Tensor,
     variance: torch.Tensor,
-    near_log_mass: torch.Tensor,
+    near_lse: torch.Tensor,
     count: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -246,17 +204,17 @@ def judge(
     along its tangent from there, which leads just to that. A lift of `MAX_LIFT` promises infinity.
 
     Returns:
-        promise `[R, G]` as a share of the row's estimated mass, and log mass `[R, G]` above `near_log_mass`.
+        promise `[R, G]` as a share of the row's estimated mass, and lse `[R, G]` above `near_lse`.
     """
     centre = queries @ mean.T  # [R, G]
     spread = (squares @ variance.T).sqrt()
     uncritical = spread.clamp(max=math.sqrt(2 * math.log(count)))
     lift = (uncritical * (spread - uncritical / 2)).clamp(max=MAX_LIFT)
-    log_mass = centre + lift + math.log(count)
-    row_log_mass = torch.cat([log_mass, near_log_mass[:, None]], -1).logsumexp(-1, keepdim=True)
-    log_promise = log_mass + lift + ((-torch.expm1(-2 * lift)).log() - math.log(count)) / 2
-    promise = (log_promise - row_log_mass).exp().masked_fill(lift == MAX_LIFT, torch.inf)
-    return promise, log_mass - near_log_mass[:, None]
+    lse = centre + lift + math.log(count)
+    row_lse = torch.cat([lse, near_lse[:, None]], -1).logsumexp(-1, keepdim=True)
+    log_promise = lse + lift + ((-torch.expm1(-2 * lift)).log() - math.log(count)) / 2
+    promise = (log_promise - row_lse).exp().masked_fill(lift == MAX_LIFT, torch.inf)
+    return promise, lse - near_lse[:, None]
 
 
 def _of_tiles(
@@ -274,23 +232,21 @@ def _of_tiles(
     return promise, share
 
 
-def threshold(
-    promise: torch.Tensor, share: torch.Tensor, tau: float, target_mass: float | None
-) -> torch.Tensor | float:
+def threshold(promise: torch.Tensor, share: torch.Tensor, settings: S2OSettings) -> torch.Tensor | float:
     """
     The promise `[R, 1]` down to which each row visits: `tau`, or less where `target_mass` asks for more.
 
     Of a grid of half powers of two, that is the largest which leaves at most `1 - target_mass` unvisited of the row's
     mass, of which `share [R, G]` lies in the granules.
     """
-    if target_mass is None:
-        return tau
+    if settings.target_mass is None:
+        return settings.tau
     bins = (-2 * promise.log2()).ceil().clamp(0, TARGET_BINS).long()  # bin b holds promises from 2^(-b/2) up
     held = share.new_zeros(share.shape[0], TARGET_BINS + 1).scatter_add_(1, bins, share)
     left = held.sum(-1, keepdim=True) - held.cumsum(-1)  # unvisited, if each bin were the last one visited
-    enough = left <= 1 - target_mass
+    enough = left <= 1 - settings.target_mass
     enough[:, -1] = True
-    return torch.exp2(enough.float().argmax(1, keepdim=True) / -2).clamp(max=tau)
+    return torch.exp2(enough.float().argmax(1, keepdim=True) / -2).clamp(max=settings.tau)
 
 
 def _attend_past(
@@ -299,18 +255,18 @@ def _attend_past(
     keys: torch.Tensor,
     values: torch.Tensor,
     visited: torch.Tensor,
-    log_mass: torch.Tensor,
+    lse: torch.Tensor,
     mean_value: torch.Tensor,
     compensate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     One softmax over near keys, `keys [G, n, D]` of the granules `visited [R, G]`, and, to compensate, the others by
-    their `log_mass [R, G]` and `mean_value [G, Dv]`. Returns `[R, Dv]` and the missed mass `[R]`, a share.
+    their `lse [R, G]` and `mean_value [G, Dv]`. Returns `[R, Dv]` and the missed mass `[R]`, a share.
     """
-    logits = queries @ keys.flatten(0, 1).T - near.log_mass[:, None]  # everything relative to the near mass
+    logits = queries @ keys.flatten(0, 1).T - near.lse[:, None]  # everything relative to the near mass
     logits = logits.masked_fill(~visited.repeat_interleave(keys.shape[1], 1), -torch.inf)
     logits = F.pad(logits, (1, 0))  # the near mass itself is 1 = exp(0)
-    log_left = log_mass.masked_fill(visited, -torch.inf)
+    log_left = lse.masked_fill(visited, -torch.inf)
     peak = torch.cat([logits, log_left] if compensate else [logits], -1).amax(-1, keepdim=True)
     weights, left = (logits - peak).exp(), (log_left - peak).exp()
     attended, missed = weights.sum(-1), left.sum(-1)

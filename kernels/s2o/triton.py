@@ -26,8 +26,10 @@ import triton.language as tl
 from triton import knobs
 from triton.runtime import driver
 
+from ..pairs import PairStats, count_causal_pairs
 from .granules import cut_into_granules, order_by_likeness
-from .reference import MAX_LIFT, TARGET_BINS, S2OStats, count_causal_pairs, frame_of, segment_spans
+from .reference import MAX_LIFT, TARGET_BINS, frame_of, segment_spans
+from .settings import S2OSettings
 
 MAX_HEAD_DIM = 256  # beyond it, a program's tiles no longer fit in registers
 LOG2_E = 1.4426950408889634  # logits in base 2: the hardware's exponential is exp2
@@ -107,12 +109,12 @@ def _weigh_past(
     for first in range(0, num_past, BLOCK_G):
         granule = first + tl.arange(0, BLOCK_G)
         is_granule = granule < num_past
-        log_mass, _ = _estimate(
+        lse, _ = _estimate(
             query, square, mean, variance, granule, is_granule, scale, spread_scale, max_lift, log_count, HEAD_DIM
         )
-        log_mass = tl.where(is_granule[None, :], log_mass, float("-inf"))
-        new_m = tl.maximum(m, tl.max(log_mass, 1))
-        l = l * tl.exp2(m - new_m) + tl.sum(tl.exp2(log_mass - new_m[:, None]), 1)
+        lse = tl.where(is_granule[None, :], lse, float("-inf"))
+        new_m = tl.maximum(m, tl.max(lse, 1))
+        l = l * tl.exp2(m - new_m) + tl.sum(tl.exp2(lse - new_m[:, None]), 1)
         m = new_m
     return m + tl.log2(l)
 
@@ -127,12 +129,12 @@ def _promise(
     promises, times n and summed over rows. Infinity, which no threshold exceeds, where a granule is scattered or the
     estimate is not to be trusted.
     """
-    log_mass, lift = _estimate(
+    lse, lift = _estimate(
         query, square, mean, variance, granule, is_granule, scale, spread_scale, max_lift, log_count, HEAD_DIM
     )
     # With x = exp(lift), the squared promise is mass^2 (x^2 - 1) / n. Never negative: tau = 0 visits all. Neither mass
     # nor x is squared by itself: what is tiny or huge would leave float32.
-    mass = tl.where(is_row[:, None], tl.exp2(log_mass - total[:, None]), 0.0)
+    mass = tl.where(is_row[:, None], tl.exp2(lse - total[:, None]), 0.0)
     lifted = tl.exp2(lift)
     change = mass * (lifted - 1) * (mass * (lifted + 1))
     change = tl.sum(tl.where(lift < max_lift, change, float("inf")), 0)
@@ -322,19 +324,15 @@ def s2o_prefill(
     value: torch.Tensor,
     *,
     scale: float,
-    tau: float,
-    target_mass: float | None = None,
-    segment: int = 512,
-    granule: int = 32,
-    compensate: bool = True,
+    settings: S2OSettings,
     sinks: torch.Tensor | None = None,
     tile: int = 64,
-) -> tuple[torch.Tensor, S2OStats]:
+) -> tuple[torch.Tensor, PairStats]:
     """
     `reference.s2o_prefill` for rows in tiles. The numbers in the stats are tensors on the device: none is waited for.
     """
     batch, heads, q_len, head_dim = query.shape
-    kv_len = key.shape[2]
+    kv_len, segment, granule = key.shape[2], settings.segment, settings.granule
     if max(head_dim, value.shape[3]) > MAX_HEAD_DIM or (query.is_cuda and query.dtype == torch.float32):
         raise ValueError(
             f"S2O's Triton kernel attends in float16 or bfloat16 up to head_dim {MAX_HEAD_DIM}, not in {query.dtype} "
@@ -346,16 +344,14 @@ def s2o_prefill(
             f"{LEAST_TILE} rows, not granule={granule} and tile={tile}. Use kernels.s2o.reference.s2o_prefill."
         )
     with torch.no_grad():
-        out, visited, missed = _prefill(
-            query, key, value, sinks, scale, tau, target_mass, segment, granule, compensate, tile
-        )
+        out, visited, missed = _prefill(query, key, value, sinks, scale, settings, tile)
     near = sum(
         count_causal_pairs(end - begin, end - begin // segment * segment)
         + (end - begin) * (begin // segment * segment // granule)
         for begin, end in segment_spans(q_len, kv_len, segment)
     )
     pairs = batch * heads * near + visited * (granule - 1)
-    return out, S2OStats(pairs, batch * heads * count_causal_pairs(q_len, kv_len), missed, batch * heads * q_len)
+    return out, PairStats(pairs, batch * heads * count_causal_pairs(q_len, kv_len), missed, batch * heads * q_len)
 
 
 def _prefill(
@@ -364,17 +360,13 @@ def _prefill(
     value: torch.Tensor,
     sinks: torch.Tensor | None,
     scale: float,
-    tau: float,
-    target_mass: float | None,
-    segment: int,
-    granule: int,
-    compensate: bool,
+    settings: S2OSettings,
     tile: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Output, (row, granule) pairs visited, and missed mass; the latter two without dimensions."""
     batch, heads, q_len, head_dim = query.shape
     kv_heads, kv_len, value_dim = key.shape[1], key.shape[2], value.shape[3]
-    ratio = heads // kv_heads
+    ratio, segment, granule = heads // kv_heads, settings.segment, settings.granule
     queries = query.contiguous().view(batch * kv_heads, ratio, q_len, head_dim)
     keys, values = (tensor.contiguous().flatten(0, 1) for tensor in (key, value))
     frame = frame_of(queries, keys)
@@ -392,17 +384,18 @@ def _prefill(
     num_items = batch * kv_heads * sum(tiles)
     at_once = min(num_items, max(1, LISTED_AT_ONCE // max(1, num_granules)))
     visits = order.new_empty(at_once, num_granules)
-    judged = None if target_mass is None else visits.new_empty(at_once, 2, num_granules, dtype=torch.float32)
+    judged = None if settings.target_mass is None else visits.new_empty(at_once, 2, num_granules, dtype=torch.float32)
     out = query.new_empty(batch, heads, q_len, value_dim)
     visited, missed = order.new_empty(num_items), mean.new_empty(num_items, dtype=torch.float32)
-    blocks = choose_blocks(tile, head_dim, value_dim, target_mass, sinks)
+    blocks = choose_blocks(tile, head_dim, value_dim, settings.target_mass, sinks)
+    may_miss = None if settings.target_mass is None else 1 - settings.target_mass
     for first_item in range(0, num_items, at_once):
         _attend_tiles[(min(at_once, num_items - first_item),)](
             queries, squares, keys, values, sinks, row_order, order, mean, variance, mean_value, granules.scattered,
             visits, judged, out, visited, missed,
             # In base 2; the spread is made of products without scale.
             scale * LOG2_E, scale**2 * LOG2_E, MAX_LIFT * LOG2_E, math.log2(granule - 1),
-            tau, None if target_mass is None else 1 - target_mass, float(compensate),
+            settings.tau, may_miss, float(settings.compensate),
             first_item, sum(tiles), tiles[0], q_len, kv_len, num_granules,
             RATIO=ratio, HEAD_DIM=head_dim, VALUE_DIM=value_dim, SEGMENT=segment, GRANULE=granule, TILE=tile,
             BLOCK_N=blocks.keys, BLOCK_G=blocks.granules, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
@@ -494,4 +487,4 @@ def example_calls() -> None:
         query = empty(1, kv_heads * ratio, tokens, head_dim, dtype=dtype)
         key = empty(1, kv_heads, tokens, head_dim, dtype=dtype)
         for target_mass in (None, 0.99):
-            _prefill(query, key, key, sinks, 0.1, 0.01, target_mass, 512, granule, True, tile)
+            _prefill(query, key, key, sinks, 0.1, S2OSettings(0.01, target_mass, granule=granule), tile)

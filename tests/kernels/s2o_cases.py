@@ -5,7 +5,15 @@ import torch
 
 from hf_infeco.kernels.s2o import reference
 from hf_infeco.kernels.s2o.granules import cut_into_granules
+from hf_infeco.kernels.s2o.settings import S2OSettings
 from hf_infeco.training.testbed.structured_heads import structured_heads
+
+
+def attend(prefill, query, key, value, *, scale=None, tau, **given):
+    """`prefill` with those of `given` that are `S2OSettings` as one object, and the others beside it."""
+    numbers = {name: given.pop(name) for name in S2OSettings._fields if name in given}
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return prefill(query, key, value, scale=scale, settings=S2OSettings(tau, **numbers), **given)
 
 
 def make_case(
@@ -33,8 +41,8 @@ def check_far_past(prefill, segment, granule, compensate, tolerance=1e-5):
     query, key, value = make_case(200)
     query[:], key[..., :segment, :], key[..., segment:, :] = 40, 1, -1
     key[..., : segment // granule, :] = -5  # odd
-    settings = dict(scale=query.shape[-1] ** -0.5, tau=0.01, segment=segment, granule=granule)
-    out, stats = prefill(query, key, value, compensate=compensate, **settings)
+    settings = S2OSettings(0.01, segment=segment, granule=granule, compensate=compensate)
+    out, stats = prefill(query, key, value, scale=query.shape[-1] ** -0.5, settings=settings)
     late = out[..., segment:, :]
     assert late.isfinite().all() and stats.missed_mass == pytest.approx(late[..., 0].numel())
     if compensate:
@@ -73,7 +81,7 @@ def half_visited(query, key, value, **settings):
     """The reference at a tau at which it visits about half of what it may choose from: wrong decisions show there."""
 
     def at(tau):
-        return reference.s2o_prefill(query, key, value, scale=query.shape[-1] ** -0.5, tau=tau, **settings)
+        return attend(reference.s2o_prefill, query, key, value, tau=tau, **settings)
 
     near, low, high = at(1e9)[1].visited_pairs, 1e-8, 1e2
     for _ in range(12):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from hf_infeco.kernels.pairs import count_causal_pairs
 from hf_infeco.kernels.s2o import cpu, cpu_cut, reference
-from hf_infeco.kernels.s2o.reference import count_causal_pairs
 
-from .s2o_cases import check_far_past, crowded_case, dense, distance, half_visited, make_case, sharp_case
+from .s2o_cases import attend, check_far_past, crowded_case, dense, distance, half_visited, make_case, sharp_case
 
 SEGMENT, GRANULE = 64, 16
 ROUNDING = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
@@ -22,7 +22,7 @@ def one_cut(monkeypatch):
 
 def run(query, key, value, tau, **settings):
     settings = {"segment": SEGMENT, "granule": GRANULE} | settings
-    out, stats = cpu.s2o_prefill(query, key, value, scale=query.shape[-1] ** -0.5, tau=tau, **settings)
+    out, stats = attend(cpu.s2o_prefill, query, key, value, tau=tau, **settings)
     assert out.dtype == query.dtype and out.shape == (*query.shape[:3], value.shape[3])
     return out.float(), stats
 
@@ -47,7 +47,7 @@ def check_like_reference(query, key, value, tau=None, **settings):
     if tau is None:
         tau, expected, wanted = half_visited(query, key, value, **settings)
     else:
-        expected, wanted = reference.s2o_prefill(query, key, value, scale=query.shape[-1] ** -0.5, tau=tau, **settings)
+        expected, wanted = attend(reference.s2o_prefill, query, key, value, tau=tau, **settings)
     left_out = distance(expected, dense(query, key, value, settings.get("sinks")))
     out, stats = run(query, key, value, tau, **settings)
     is_exact = query.dtype == torch.float32

@@ -5,12 +5,12 @@ import functools
 import pytest
 import torch
 
+from hf_infeco.kernels.pairs import count_causal_pairs
 from hf_infeco.kernels.s2o import cpu, cpu_cut, reference
 from hf_infeco.kernels.s2o.cpu_tiles import TILE, has_amx
-from hf_infeco.kernels.s2o.reference import count_causal_pairs
 
 from . import s2o_cases
-from .s2o_cases import check_far_past, crowded_case, dense, distance, half_visited, sharp_case
+from .s2o_cases import attend, check_far_past, crowded_case, dense, distance, half_visited, sharp_case
 
 SEGMENT, GRANULE = 128, 32
 ROUNDING = 4e-3  # weights and outputs are rounded to bfloat16
@@ -37,7 +37,7 @@ def one_cut(monkeypatch):
 
 def run(query, key, value, tau, **settings):
     settings = {"segment": SEGMENT, "granule": GRANULE} | settings
-    out, stats = prefill(query, key, value, scale=query.shape[-1] ** -0.5, tau=tau, **settings)
+    out, stats = attend(prefill, query, key, value, tau=tau, **settings)
     assert out.dtype == query.dtype and out.shape == (*query.shape[:3], value.shape[3])
     return out.float(), stats
 
@@ -59,8 +59,7 @@ def check_like_reference(query, key, value, tau=None, **settings):
     if tau is None:
         tau, expected, wanted = half_visited(query, key, value, **tiles, **settings)
     else:
-        scale = query.shape[-1] ** -0.5
-        expected, wanted = reference.s2o_prefill(query, key, value, scale=scale, tau=tau, **tiles, **settings)
+        expected, wanted = attend(reference.s2o_prefill, query, key, value, tau=tau, **tiles, **settings)
     out, stats = run(query, key, value, tau, **settings)
     assert distance(out, expected) < ROUNDING
     assert stats.visited_pairs == pytest.approx(wanted.visited_pairs, rel=2e-2)
@@ -184,7 +183,7 @@ def test_tiles_are_what_runs_on_bfloat16_where_there_is_amx():
 
     def chosen_is(tile, dtype, **changes):
         case = [x.to(dtype) for x in (query, key, value)]
-        out, wanted = (cpu.s2o_prefill(*case, **(settings | changes), tile=t)[0] for t in (None, tile))
+        out, wanted = (attend(cpu.s2o_prefill, *case, **(settings | changes), tile=t)[0] for t in (None, tile))
         return torch.equal(out, wanted)
 
     assert chosen_is(TILE if cpu.has_amx() else 1, torch.bfloat16)

@@ -1,21 +1,26 @@
 """The S2O reference: exact at tau = 0 whatever the shape, and beyond that what its docstrings say."""
 
+import functools
 import math
 from itertools import pairwise
 
 import pytest
 import torch
 
+from hf_infeco.kernels.pairs import PairStats, count_causal_pairs
 from hf_infeco.kernels.s2o import granules
 from hf_infeco.kernels.s2o.granules import cut_into_granules
-from hf_infeco.kernels.s2o.reference import S2OStats, count_causal_pairs, frame_of, judge, s2o_prefill
+from hf_infeco.kernels.s2o.reference import frame_of, judge, s2o_prefill
 
-from .s2o_cases import check_far_past, dense, distance, make_case
+from .s2o_cases import attend, check_far_past, dense, distance, make_case
 
 SEGMENT, GRANULE = 32, 4
 SETTINGS = {"segment": SEGMENT, "granule": GRANULE}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+prefill = functools.partial(attend, s2o_prefill)
 
 
 def random_heads(batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim=None, dtype=torch.float32, seed=0):
@@ -28,11 +33,11 @@ def random_heads(batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim=None
 
 def assert_exact_at_tau_zero(query, key, value, tolerance=1e-5, **settings):
     scale = query.shape[-1] ** -0.5
-    out, stats = s2o_prefill(query, key, value, scale=scale, tau=0.0, **{**SETTINGS, **settings})
+    out, stats = prefill(query, key, value, scale=scale, tau=0.0, **{**SETTINGS, **settings})
     assert out.dtype == query.dtype
     torch.testing.assert_close(out.float(), dense(query, key, value), rtol=tolerance, atol=tolerance)
     pairs = query.shape[0] * query.shape[1] * count_causal_pairs(query.shape[2], key.shape[2])
-    assert stats == S2OStats(pairs, pairs, 0.0, query.shape[0] * query.shape[1] * query.shape[2])
+    assert stats == PairStats(pairs, pairs, 0.0, query.shape[0] * query.shape[1] * query.shape[2])
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
@@ -79,10 +84,10 @@ def test_transposed_inputs_give_the_same_output():
 
 def test_a_sink_joins_the_softmax_of_its_head():
     case, sinks = random_heads(2, 4, 2, 97, 131, 64), torch.tensor([-30.0, 0.0, 3.0, 30.0])
-    out, stats = s2o_prefill(*case, scale=0.125, tau=0.0, sinks=sinks, **SETTINGS)
+    out, stats = prefill(*case, scale=0.125, tau=0.0, sinks=sinks, **SETTINGS)
     torch.testing.assert_close(out, dense(*case, sinks), rtol=1e-5, atol=1e-5)
     assert stats.density == 1
-    with_sink, without = (s2o_prefill(*case, scale=0.125, tau=0.01, sinks=x, **SETTINGS)[1] for x in (sinks, None))
+    with_sink, without = (prefill(*case, scale=0.125, tau=0.01, sinks=x, **SETTINGS)[1] for x in (sinks, None))
     assert with_sink.density < without.density  # what a sink takes, no visit can change
     assert with_sink.missed < without.missed
 
@@ -105,7 +110,7 @@ def none_scattered(monkeypatch):
 
 def test_the_least_a_row_visits_is_its_segment_and_the_odd_keys(none_scattered):
     query, key, value = random_heads(1, 1, 1, 1, 6 * SEGMENT + 5, 64)
-    _, stats = s2o_prefill(query, key, value, scale=0.125, tau=1e9, **SETTINGS)
+    _, stats = prefill(query, key, value, scale=0.125, tau=1e9, **SETTINGS)
     assert stats.visited_pairs == 5 + 6 * SEGMENT // GRANULE
     assert stats.causal_pairs == 6 * SEGMENT + 5
 
@@ -115,8 +120,8 @@ def test_each_row_decides_alone(none_scattered):
     query, key, value = random_heads(1, 1, 1, 2, 1026, 64)
     query[..., 0, :] = 0
     query[..., 1, :] = key[..., -1, :] * 50
-    _, both = s2o_prefill(query, key, value, scale=0.125, tau=0.01, **SETTINGS)
-    _, focused = s2o_prefill(query[:, :, 1:], key, value, scale=0.125, tau=0.01, **SETTINGS)
+    _, both = prefill(query, key, value, scale=0.125, tau=0.01, **SETTINGS)
+    _, focused = prefill(query[:, :, 1:], key, value, scale=0.125, tau=0.01, **SETTINGS)
     least = 2 + 1024 // GRANULE
     assert focused.visited_pairs == least
     assert both.visited_pairs < 2 * least  # a query of zeros likes all keys alike: their means are exact
@@ -124,7 +129,7 @@ def test_each_row_decides_alone(none_scattered):
 
 def test_a_smaller_tau_visits_more():
     case = make_case(300)
-    runs = [s2o_prefill(*case, scale=0.125, tau=tau, **SETTINGS) for tau in (0.1, 0.003, 0.001, 0.0)]
+    runs = [prefill(*case, scale=0.125, tau=tau, **SETTINGS) for tau in (0.1, 0.003, 0.001, 0.0)]
     pairs = [stats.visited_pairs for _, stats in runs]
     assert pairs == sorted(set(pairs))
 
@@ -133,7 +138,7 @@ def test_a_smaller_tau_visits_more():
 def test_target_mass_is_reached_by_estimate(tile):
     case = make_case(300)
     options = {"scale": 0.125, "tau": 0.9, "tile": tile, **SETTINGS}
-    loose, tight = (s2o_prefill(*case, target_mass=target, **options)[1] for target in (0.9, 0.999))
+    loose, tight = (prefill(*case, target_mass=target, **options)[1] for target in (0.9, 0.999))
     assert loose.missed <= 0.1 and tight.missed <= 0.001
     assert loose.visited_pairs < tight.visited_pairs < tight.causal_pairs
 
@@ -143,14 +148,14 @@ def test_rows_of_a_tile_share_the_mass_that_they_miss():
     query, key, value = random_heads(1, 1, 1, 2, 1026, 64)
     query[..., 1, :] = key[..., -1, :] * 50
     options = {"scale": 0.125, "tau": 0.9, "target_mass": 0.6, **SETTINGS}
-    alone, together = (s2o_prefill(query, key, value, tile=tile, **options)[1] for tile in (1, 2))
+    alone, together = (prefill(query, key, value, tile=tile, **options)[1] for tile in (1, 2))
     assert alone.missed < 0.3 < together.missed <= 0.4
 
 
 def test_means_of_what_is_not_visited_make_the_error_smaller():
     case = make_case(600)
     options = {"scale": 0.125, "tau": 0.05, **SETTINGS}
-    (out, stats), (without, alike) = (s2o_prefill(*case, compensate=yes, **options) for yes in (True, False))
+    (out, stats), (without, alike) = (prefill(*case, compensate=yes, **options) for yes in (True, False))
     assert distance(out, dense(*case)) < distance(without, dense(*case)) / 2
     assert (stats.visited_pairs, stats.missed_mass) == pytest.approx((alike.visited_pairs, alike.missed_mass))
 
@@ -158,7 +163,7 @@ def test_means_of_what_is_not_visited_make_the_error_smaller():
 def test_missed_mass_is_the_true_one_within_a_fifth():
     """By the definition: softmax mass, over all keys, of those that were not visited."""
     query, key, value = make_case(600)
-    _, stats = s2o_prefill(query, key, value, scale=0.125, tau=0.05, record=True, tile=10**6, **SETTINGS)
+    _, stats = prefill(query, key, value, scale=0.125, tau=0.05, record=True, tile=10**6, **SETTINGS)
     logits = query @ key.repeat_interleave(2, 1).mT * 0.125
     mass = logits.masked_fill(torch.ones(600, 600, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
     # Rows of a segment decide together here, so that what a segment visited is known key by key.
@@ -173,11 +178,11 @@ def test_judging_knows_the_mass_of_a_gaussian_granule():
     keys = torch.randn(1, 10_000, 8, generator=rng) * torch.linspace(0.1, 0.6, 8)
     query = torch.randn(4, 8, generator=rng)
     mean, variance = keys.mean(1), keys.var(1)
-    (few, _), (many, log_mass) = (
+    (few, _), (many, lse) = (
         judge(query, query.square(), mean, variance, torch.zeros(4), count) for count in (100, 10_000)
     )
     true = (query @ keys[0].T).exp().sum(-1)
-    torch.testing.assert_close(log_mass[:, 0].exp(), true, rtol=0.05, atol=0)
+    torch.testing.assert_close(lse[:, 0].exp(), true, rtol=0.05, atol=0)
     assert (many < few / 9).all()  # the more keys, the better known their sum
 
 
@@ -186,9 +191,9 @@ def test_judging_a_wide_granule_expects_no_keys_that_it_does_not_hold(spread):
     """The estimate lies between the usual sum of exp(logit) of n draws, and the expected one, which is far above."""
     count, drawn = 31, torch.randn(2000, 31, generator=torch.Generator().manual_seed(0)) * spread
     one = torch.ones(1, 1)
-    _, log_mass = judge(one, one, 0 * one, one * spread**2, torch.zeros(1), count)
+    _, lse = judge(one, one, 0 * one, one * spread**2, torch.zeros(1), count)
     usual, expected = drawn.logsumexp(1).median(), math.log(count) + spread**2 / 2
-    assert usual - 0.1 < log_mass <= expected + 1e-5
+    assert usual - 0.1 < lse <= expected + 1e-5
 
 
 @pytest.mark.parametrize("queries", [1, 5, 2000])
@@ -250,14 +255,14 @@ def test_chunked_prefill_with_whole_segments_equals_one_prefill():
     """Granules belong to their block and judge by the chunk's own queries: only the frame of likeness differs."""
     query, key, value = make_case(8 * SEGMENT, kv_heads=2)
     options = {"scale": 0.125, "tau": 0.02, **SETTINGS}
-    whole, stats = s2o_prefill(query, key, value, **options)
+    whole, stats = prefill(query, key, value, **options)
     cuts = [0, 3 * SEGMENT, 4 * SEGMENT, 8 * SEGMENT]
-    parts = [s2o_prefill(query[:, :, a:b], key[:, :, :b], value[:, :, :b], **options) for a, b in pairwise(cuts)]
-    chunked, total = torch.cat([out for out, _ in parts], 2), sum((part for _, part in parts), S2OStats(0, 0))
+    parts = [prefill(query[:, :, a:b], key[:, :, :b], value[:, :, :b], **options) for a, b in pairwise(cuts)]
+    chunked, total = torch.cat([out for out, _ in parts], 2), sum((part for _, part in parts), PairStats(0, 0))
     left_out = distance(whole, dense(query, key, value))
     assert distance(chunked, dense(query, key, value)) == pytest.approx(left_out, rel=0.3)
     assert total.visited_pairs == pytest.approx(stats.visited_pairs, rel=0.05) and stats.density < 1
 
 
-def test_density_of_nothing_is_zero():
-    assert S2OStats(0, 0).density == 0
+def test_nothing_has_no_density():
+    assert PairStats(0, 0).density is None and PairStats(0, 0).missed is None

@@ -5,11 +5,11 @@ import functools
 import pytest
 import torch
 
+from hf_infeco.kernels.pairs import count_causal_pairs
 from hf_infeco.kernels.s2o import reference
-from hf_infeco.kernels.s2o.reference import count_causal_pairs
 
 from . import s2o_cases
-from .s2o_cases import check_far_past, crowded_case, dense, distance, half_visited, sharp_case
+from .s2o_cases import attend, check_far_past, crowded_case, dense, distance, half_visited, sharp_case
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 kernels = pytest.importorskip("hf_infeco.kernels.s2o.triton")
@@ -36,7 +36,7 @@ def device(request) -> str:
 def run(device, query, key, value, tau, **settings):
     settings = {"segment": SEGMENT, "granule": GRANULE} | settings
     inputs = (x.to(device) for x in (query, key, value))
-    out, stats = kernels.s2o_prefill(*inputs, scale=query.shape[-1] ** -0.5, tau=tau, **settings)
+    out, stats = attend(kernels.s2o_prefill, *inputs, tau=tau, **settings)
     assert out.dtype == query.dtype and out.shape == (*query.shape[:3], value.shape[3])
     return out.float().cpu(), stats
 
@@ -62,7 +62,7 @@ def check_like_reference(device, query, key, value, tau=None, **settings):
     if tau is None:
         tau, expected, wanted = half_visited(query, key, value, **settings)
     else:
-        expected, wanted = reference.s2o_prefill(query, key, value, scale=query.shape[-1] ** -0.5, tau=tau, **settings)
+        expected, wanted = attend(reference.s2o_prefill, query, key, value, tau=tau, **settings)
     left_out = distance(expected, dense(query, key, value, settings.get("sinks")))
     rounding = 2e-5 if query.dtype == torch.float32 else 5e-4
     out, stats = run(device, query, key, value, tau, **settings)
@@ -215,9 +215,9 @@ def test_bfloat16_is_attended_like_the_reference(head_dim, tile):
 def test_no_call_waits_for_the_device():
     case = [x.cuda() for x in make_case(300, dtype=torch.float16)]
     settings = dict(scale=0.1, tau=LOSSY, segment=SEGMENT, granule=GRANULE)
-    kernels.s2o_prefill(*case, **settings)  # what is compiled or looked up once may wait
+    attend(kernels.s2o_prefill, *case, **settings)  # what is compiled or looked up once may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
-        kernels.s2o_prefill(*case, **settings)
+        attend(kernels.s2o_prefill, *case, **settings)
     finally:
         torch.cuda.set_sync_debug_mode("default")

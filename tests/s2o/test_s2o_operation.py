@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from hf_infeco import S2OConfig, s2o_attention
 from hf_infeco.kernels.devices import processor
-from hf_infeco.kernels.s2o.reference import count_causal_pairs
+from hf_infeco.kernels.pairs import count_causal_pairs
 from hf_infeco.prefill import causal_attention
 from hf_infeco.s2o import crossover, operation
 from hf_infeco.s2o.operation import SparsePrefill
