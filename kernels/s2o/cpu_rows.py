@@ -8,6 +8,7 @@ whole list. All but `exp` stands in one file: numba's cache on disk notices no c
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -38,32 +39,72 @@ def has_bfloat16() -> bool:
 # ---------------------------------------------------------------- rows
 
 
+class Judging(NamedTuple):
+    """
+    What rows judge granules by.
+
+    Attributes:
+        scores, bounds: `[R, at least G]` dot products with means, and of squared queries with variances.
+        count: G.
+        scattered: granules that every row visits.
+        near_lse: `[R]`.
+        numbers: scale, keys of a granule, tau, the share that may be missed, log of the keys, critical spread.
+        compensate: whether what is not visited enters by its means.
+    """
+
+    scores: np.ndarray
+    bounds: np.ndarray
+    count: int
+    scattered: np.ndarray
+    near_lse: np.ndarray
+    numbers: np.ndarray
+    compensate: bool
+
+
+class Packed(NamedTuple):
+    """
+    Keys and values of all granules, then the odd ones, in vectors of `LANES` keys.
+
+    Attributes:
+        keys, values: flat, as `cpu._pack_keys` and `cpu._pack_values` leave them.
+        odd_at: where the vectors of odd keys begin.
+        vectors: of a granule; the last lane of the last one is dead.
+        block: granules in a block, and its odd keys.
+        key_width, value_width: tuples whose lengths, in vectors, are constants of the compiled code.
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    odd_at: int
+    vectors: int
+    block: int
+    key_width: tuple[int, ...]
+    value_width: tuple[int, ...]
+
+
+class Outputs(NamedTuple):
+    """
+    Attributes:
+        weights: `[R, at least G]`, what each mean value weighs.
+        acc: `[R, Dv]`, zeros before: sum of odd and visited values.
+        shares: `[4, R]`: near mass, total mass, missed share, granules visited.
+    """
+
+    weights: np.ndarray
+    acc: np.ndarray
+    shares: np.ndarray
+
+
 @jit(SUMS)
-def attend_rows(
-    scores,  # [R, at least G] dot products with means
-    bounds,  # [R, at least G] and of squared queries with variances
-    count,  # G
-    scattered,  # granules that every row visits
-    near_lse,  # [R]
-    numbers,
-    compensate,
-    queries,
-    keys,
-    values,
-    odd_at,  # where the vectors of odd keys begin
-    vectors,  # of LANES keys in a granule, whose last lane is dead
-    block,  # granules in a block, and its odd keys
-    key_width,  # tuples whose lengths are constants of the compiled code
-    value_width,
-    weights,  # [R, at least G] out: what each mean value weighs
-    acc,  # [R, Dv] out, zeros before: sum of odd and visited values
-    shares,  # [4, R] out: near mass, total mass, missed share, granules visited
-):
+def attend_rows(queries, judging, packed, outputs):
     """
     Attends the odd keys, judges, attends what is to be visited, and writes the weights of all else.
 
     `ROWS` rows at a time go through the keys in portions, so that these stay in the second-level cache.
     """
+    scores, bounds, count, scattered, near_lse, numbers, compensate = judging
+    keys, values, odd_at, vectors, block, key_width, value_width = packed
+    weights, acc, shares = outputs
     row_count = bounds.shape[0]
     width = queries.size // row_count
     odd_vectors = (block + LANES - 1) // LANES  # of a block
@@ -368,6 +409,25 @@ def estimate(typing, scores, bounds, row, peak, numbers, mass, square):
     return types.float32(*args), codegen
 
 
+class _Walk(NamedTuple):
+    """The arguments of `walk`: their types, or their values in LLVM."""
+
+    queries: Any
+    query_at: Any
+    keys: Any
+    values: Any
+    scale: Any
+    peak: Any
+    acc: Any
+    row: Any
+    key_width: Any
+    value_width: Any
+    chosen: Any
+    visits: Any
+    vectors: Any
+    live: Any
+
+
 @intrinsic
 def walk(
     typing,
@@ -390,22 +450,17 @@ def walk(
     Adds to `acc[row]` the values of the chosen vectors of keys, each weighing exp(scale q . k - peak); returns the sum
     of the weights. `keys` and `values` are flat, as `_pack_keys` and `_pack_values` leave them. Of every `vectors`
     vectors, the last has `live` keys, and its other lanes do not count.
+
+        out = acc[row]
+        for index in chosen[:visits]:
+            weights = exp(scale * (query @ keys[index]) - peak)  # a lane each of 16 keys
+            weights[dead lanes, if it is the last vector of a granule] = 0
+            out, total = out + weights @ values[index], total + weights
+        acc[row] = out; return total.sum()
     """
-    args = (
-        queries,
-        query_at,
-        keys,
-        values,
-        scale,
-        peak,
-        acc,
-        row,
-        key_width,
-        value_width,
-        chosen,
-        visits,
-        vectors,
-        live,
+    args = _Walk(
+        *(queries, query_at, keys, values, scale, peak, acc, row),
+        *(key_width, value_width, chosen, visits, vectors, live),
     )
     paired = keys.dtype == types.int32
     steps = key_width.count * LANES // (2 if paired else 1)  # numbers of a query: single, or pairs
@@ -415,17 +470,20 @@ def walk(
         write = Vectors(builder)
         i64 = ir.IntType(64)
 
-        def data(index: int):
-            return context.make_array(signature.args[index])(context, builder, given[index]).data
+        kinds, given = _Walk(*signature.args), _Walk(*given)
 
-        query_data, key_data, value_data, chosen_data, acc_data = (data(i) for i in (0, 2, 3, 10, 6))
+        def data(name: str):
+            return context.make_array(getattr(kinds, name))(context, builder, getattr(given, name)).data
+
+        query_data, key_data, value_data = data("queries"), data("keys"), data("values")
+        chosen_data, acc_data = data("chosen"), data("acc")
         multiply_add = write.multiply_add_pairs if paired else write.multiply_add
         kind = write.integer if paired else write.float
         value_steps = LANES // 2 if paired else LANES
-        out_row = builder.gep(acc_data, [builder.mul(given[7], i64(outputs * LANES))])
+        out_row = builder.gep(acc_data, [builder.mul(given.row, i64(outputs * LANES))])
         to_log2 = ir.FloatType()(1.4426950408889634)
-        factor = write.splat(builder.fmul(given[4], to_log2))
-        offset = write.splat(builder.fmul(given[5], to_log2))
+        factor = write.splat(builder.fmul(given.scale, to_log2))
+        offset = write.splat(builder.fmul(given.peak, to_log2))
 
         out_places = [builder.gep(out_row, [i64(c * LANES)]) for c in range(outputs)]
         held = [write.load(place, write.float) for place in out_places]
@@ -448,15 +506,15 @@ def walk(
         value_start = builder.gep(value_data, [builder.mul(index, i64(value_steps * outputs * LANES))])
         sums = [zero] * 4  # independent, so that one addition need not wait for the other
         for d in range(steps):
-            number = builder.load(builder.gep(query_data, [builder.add(given[1], i64(d))]))
+            number = builder.load(builder.gep(query_data, [builder.add(given.query_at, i64(d))]))
             key = write.load(builder.gep(key_start, [i64(d * LANES)]), kind)
             sums[d % 4] = multiply_add(write.splat(number), key, sums[d % 4])
         logits = builder.fadd(builder.fadd(sums[0], sums[1]), builder.fadd(sums[2], sums[3]))
         weights = write.exp2(builder.fsub(builder.fmul(logits, factor), offset))
         next_turn = builder.add(turn, i64(1))
-        is_last = builder.icmp_signed("==", next_turn, given[12])
+        is_last = builder.icmp_signed("==", next_turn, given.vectors)
         turn.add_incoming(builder.select(is_last, i64(0), next_turn), loop)
-        lanes = builder.trunc(builder.select(is_last, given[13], i64(LANES)), ir.IntType(32))
+        lanes = builder.trunc(builder.select(is_last, given.live, i64(LANES)), ir.IntType(32))
         is_live = builder.icmp_signed("<", ir.Constant(write.integer, list(range(LANES))), write.splat(lanes))
         weights = builder.select(is_live, weights, zero)
         factors = write.to_pairs(weights) if paired else weights
@@ -471,7 +529,7 @@ def walk(
             register.add_incoming(result, builder.block)
         following = builder.add(step, i64(1))
         step.add_incoming(following, builder.block)
-        builder.cbranch(builder.icmp_signed("<", following, given[11]), loop, after)
+        builder.cbranch(builder.icmp_signed("<", following, given.visits), loop, after)
 
         builder.position_at_end(after)
         for place, result in zip(out_places, results, strict=False):
