@@ -16,8 +16,9 @@ import torch.nn.functional as F
 
 from ..jit import map_on_threads
 from ..pairs import PairStats, count_causal_pairs
+from ..vectors import LANES
 from .cpu_cut import cut_into_granules
-from .cpu_rows import LANES, Judging, Outputs, Packed, attend_rows, has_bfloat16
+from .cpu_rows import Judging, Outputs, Packed, attend_rows, has_bfloat16
 from .cpu_tiles import TILE, UNIT, attend_tiles, has_amx, palette
 from .reference import frame_of, join_sink, segment_spans
 from .settings import S2OSettings
@@ -222,7 +223,6 @@ class _Rule:
         shares = torch.empty(4, len(queries), dtype=torch.float32, device="cpu")
         vectors = self.settings.granule // LANES
         block = self.settings.segment // self.settings.granule
-        widths = (0,) * (queries.shape[1] // LANES), (0,) * (acc.shape[1] // LANES)
         attend_rows(
             _paired(queries).flatten().numpy(),
             Judging(
@@ -230,8 +230,13 @@ class _Rule:
                 *(near_lse.numpy(), self.numbers, self.settings.compensate),
             ),
             Packed(
-                *(x.flatten().numpy() for x in (past.keys, past.values)),
-                *(len(past.mean) * vectors + 1, vectors, block, *widths),
+                past.keys.flatten().numpy(),
+                past.values.flatten().numpy(),
+                len(past.mean) * vectors + 1,
+                vectors,
+                block,
+                (0,) * (queries.shape[1] // LANES),
+                (0,) * (acc.shape[1] // LANES),
             ),
             Outputs(_bits(weights), acc.numpy(), shares.numpy()),
         )
