@@ -14,12 +14,12 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..jit import SUMS, exp, jit, on_threads, take_next
+from ..vectors import LANES, Vectors
 from . import reference
 from .cpu_floats import to_float
 from .cpu_pack import dequantize, quantize_keys, quantize_values, to_array
 from .reference import GROUP, Packed, PackedKV
 
-LANES = 16  # floats of a 512-bit register; narrower machines split it
 BLOCKS = (1, 2, 4, 8)  # query rows that share an unpacked group; more would not fit into registers
 CHUNK = 512  # tokens between two updates of the running softmax: scores stay in the first-level cache
 PIECES = 16  # work items per thread, so that one whose core is taken for a while leaves little to wait for
@@ -32,30 +32,8 @@ __all__ = ["dequantize", "packed_attention", "quantize_keys", "quantize_values"]
 # ---------------------------------------------------------------- packed groups
 
 
-class _Vectors:
-    """Writes vector instructions of `LANES` lanes."""
-
-    def __init__(self, builder):
-        self.builder = builder
-        self.integer = ir.VectorType(ir.IntType(32), LANES)
-        self.float = ir.VectorType(ir.FloatType(), LANES)
-        self.half = ir.VectorType(ir.IntType(16), LANES)
-
-    def constant(self, kind, value):
-        return ir.Constant(kind, [value] * LANES)
-
-    def load(self, pointer, kind):
-        # Rows of a buffer start at multiples of their elements, not of vectors.
-        return self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()), align=2)
-
-    def splat(self, number):
-        undefined = ir.Constant(self.float, ir.Undefined)
-        first = self.builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
-        return self.builder.shuffle_vector(first, undefined, self.constant(self.integer, 0))
-
-    def multiply_add(self, a, b, c):
-        product = self.builder.fmul(a, b, flags=("contract",))
-        return self.builder.fadd(product, c, flags=("contract",))
+class _Codes(Vectors):
+    """Takes codes, scales and zeros out of packed groups."""
 
     def code(self, words, index):
         """Code `index` of every lane, as floats; `reference._planes` says where its bits lie."""
@@ -79,11 +57,12 @@ class _Vectors:
 
     def scale_and_offset(self, scale, zero, bits):
         """code * scale + offset is the number; `zero` is None without the hybrid form."""
-        half = self.builder.zext(self.load(scale, self.half), self.integer)
+        half_kind = ir.VectorType(ir.IntType(16), LANES)
+        half = self.builder.zext(self.load(scale, half_kind), self.integer)
         step = self.from_half(half)
         offset = self.builder.fmul(step, self.constant(self.float, -reference.code_of_zero(bits)))
         if zero is not None:
-            number = self.builder.zext(self.load(zero, self.half), self.integer)
+            number = self.builder.zext(self.load(zero, half_kind), self.integer)
             sign = self.builder.shl(self.sign(number), self.constant(self.integer, 16))
             magnitude = self.builder.bitcast(self.from_half(number), self.integer)
             minimum = self.builder.bitcast(self.builder.or_(magnitude, sign), self.float)
@@ -114,7 +93,7 @@ def _add_groups(
     hybrid = not isinstance(packed.types[2], types.NoneType)
 
     def codegen(context, builder, signature, values):
-        write = _Vectors(builder)
+        write = _Codes(builder)
 
         def array(kind, value):
             return context.make_array(kind)(context, builder, value)

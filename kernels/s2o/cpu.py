@@ -16,8 +16,9 @@ import torch.nn.functional as F
 
 from ..jit import map_on_threads
 from ..pairs import PairStats, count_causal_pairs
+from ..vectors import LANES
 from .cpu_cut import cut_into_granules
-from .cpu_rows import LANES, attend_rows, has_bfloat16
+from .cpu_rows import Judging, Outputs, Packed, attend_rows, has_bfloat16
 from .cpu_tiles import TILE, UNIT, attend_tiles, has_amx, palette
 from .reference import frame_of, join_sink, segment_spans
 from .settings import S2OSettings
@@ -221,13 +222,23 @@ class _Rule:
         acc = torch.zeros(len(queries), past.values.shape[1], dtype=torch.float32, device="cpu")
         shares = torch.empty(4, len(queries), dtype=torch.float32, device="cpu")
         vectors = self.settings.granule // LANES
+        block = self.settings.segment // self.settings.granule
         attend_rows(
-            *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),
-            *(near_lse.numpy(), self.numbers, self.settings.compensate),
-            *(x.flatten().numpy() for x in (_paired(queries), past.keys, past.values)),
-            *(len(past.mean) * vectors + 1, vectors, self.settings.segment // self.settings.granule),
-            *((0,) * (queries.shape[1] // LANES), (0,) * (acc.shape[1] // LANES)),
-            *(_bits(weights), acc.numpy(), shares.numpy()),
+            _paired(queries).flatten().numpy(),
+            Judging(
+                *(_bits(scores), _bits(bounds), count, past.scattered[past.scattered < count].numpy()),
+                *(near_lse.numpy(), self.numbers, self.settings.compensate),
+            ),
+            Packed(
+                past.keys.flatten().numpy(),
+                past.values.flatten().numpy(),
+                len(past.mean) * vectors + 1,
+                vectors,
+                block,
+                (0,) * (queries.shape[1] // LANES),
+                (0,) * (acc.shape[1] // LANES),
+            ),
+            Outputs(_bits(weights), acc.numpy(), shares.numpy()),
         )
         near_share, total, missed, chosen = shares
         acc.addcmul_(near_out.float(), near_share[:, None]).add_(weights[:, :count] @ past.mean_value[:count])

@@ -3,11 +3,13 @@ What each row of S2O does alone on CPUs, compiled by numba: judge the granules, 
 
 The inner loops are written as LLVM instructions on vectors of `LANES` numbers, which numba's own vectorizer would not
 find: `walk` has one lane per key, so that no sum goes across lanes, and keeps a row's output in registers along the
-whole list. All but `exp` stands in one file: numba's cache on disk notices no change in the file of a callee.
+whole list. numba's cache on disk notices no change in the file of a callee: touch this one after a change of
+`kernels/vectors.py`.
 """
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -17,15 +19,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..jit import SUMS, exp, jit
+from ..vectors import LANES, Vectors
 from .reference import MAX_LIFT, TARGET_BINS
 
-LANES = 16  # keys side by side in a vector; machines with narrower registers split it
 ROWS = 64  # rows that share keys in the cache
 PORTION = 64  # vectors of keys that all of them attend before the next
 MOST_MASS = np.float32(1e15)  # of a row, relative to where its weights are counted from
 MOST_EXP = np.float32(80)  # whose exponential is still far from what float32 holds
-# Series of 2^x, 0 <= x < 1, with the least relative error.
-ROUGH_EXP2 = (1.00000259, 0.69300384, 0.24144275, 0.05201146, 0.01353417)
 
 
 @functools.cache
@@ -38,32 +38,72 @@ def has_bfloat16() -> bool:
 # ---------------------------------------------------------------- rows
 
 
+class Judging(NamedTuple):
+    """
+    What rows judge granules by.
+
+    Attributes:
+        scores, bounds: `[R, at least G]` dot products with means, and of squared queries with variances.
+        num_granules: G.
+        scattered: granules that every row visits.
+        near_lse: `[R]`.
+        numbers: scale, keys of a granule, tau, the share that may be missed, log of the keys, critical spread.
+        compensate: whether what is not visited enters by its means.
+    """
+
+    scores: np.ndarray
+    bounds: np.ndarray
+    num_granules: int
+    scattered: np.ndarray
+    near_lse: np.ndarray
+    numbers: np.ndarray
+    compensate: bool
+
+
+class Packed(NamedTuple):
+    """
+    Keys and values of all granules, then the odd ones, in vectors of `LANES` keys.
+
+    Attributes:
+        keys, values: flat, as `cpu._pack_keys` and `cpu._pack_values` leave them.
+        odd_at: where the vectors of odd keys begin.
+        vectors: of a granule; the last lane of the last one is dead.
+        block: granules in a block, and its odd keys.
+        key_width, value_width: tuples whose lengths, in vectors, are constants of the compiled code.
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    odd_at: int
+    vectors: int
+    block: int
+    key_width: tuple[int, ...]
+    value_width: tuple[int, ...]
+
+
+class Outputs(NamedTuple):
+    """
+    Attributes:
+        weights: `[R, at least G]`, what each mean value weighs.
+        acc: `[R, Dv]`, zeros before: sum of odd and visited values.
+        shares: `[4, R]`: near mass, total mass, missed share, granules visited.
+    """
+
+    weights: np.ndarray
+    acc: np.ndarray
+    shares: np.ndarray
+
+
 @jit(SUMS)
-def attend_rows(
-    scores,  # [R, at least G] dot products with means
-    bounds,  # [R, at least G] and of squared queries with variances
-    count,  # G
-    scattered,  # granules that every row visits
-    near_lse,  # [R]
-    numbers,
-    compensate,
-    queries,
-    keys,
-    values,
-    odd_at,  # where the vectors of odd keys begin
-    vectors,  # of LANES keys in a granule, whose last lane is dead
-    block,  # granules in a block, and its odd keys
-    key_width,  # tuples whose lengths are constants of the compiled code
-    value_width,
-    weights,  # [R, at least G] out: what each mean value weighs
-    acc,  # [R, Dv] out, zeros before: sum of odd and visited values
-    shares,  # [4, R] out: near mass, total mass, missed share, granules visited
-):
+def attend_rows(queries, judging, packed, outputs):
     """
     Attends the odd keys, judges, attends what is to be visited, and writes the weights of all else.
 
     `ROWS` rows at a time go through the keys in portions, so that these stay in the second-level cache.
     """
+    scores, bounds, count, scattered, near_lse, numbers, compensate = judging
+    keys, values, odd_at, vectors, block, key_width, value_width = packed
+    weights, acc, shares = outputs
     row_count = bounds.shape[0]
     width = queries.size // row_count
     odd_vectors = (block + LANES - 1) // LANES  # of a block
@@ -169,131 +209,6 @@ def limit_of(mass, square, scattered, exact, numbers, held):
 # ---------------------------------------------------------------- vectors
 
 
-class Vectors:
-    """Writes vector instructions of `LANES` lanes."""
-
-    def __init__(self, builder):
-        self.builder = builder
-        self.integer = ir.VectorType(ir.IntType(32), LANES)
-        self.float = ir.VectorType(ir.FloatType(), LANES)
-
-    def constant(self, kind: ir.VectorType, value: float) -> ir.Constant:
-        return ir.Constant(kind, [value] * LANES)
-
-    def load(self, pointer, kind: ir.VectorType):
-        return self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()), align=4)
-
-    def load_number(self, pointer, dtype):
-        """float32, or the bits of bfloat16 as float32."""
-        if dtype == types.float32:
-            return self.load(pointer, self.float)
-        half = ir.VectorType(ir.IntType(16), LANES)
-        bits = self.builder.load(self.builder.bitcast(pointer, half.as_pointer()), align=2)
-        bits = self.builder.shl(self.builder.zext(bits, self.integer), self.constant(self.integer, 16))
-        return self.builder.bitcast(bits, self.float)
-
-    def store(self, vector, pointer):
-        self.builder.store(vector, self.builder.bitcast(pointer, vector.type.as_pointer()), align=4)
-
-    def splat(self, number):
-        kind = ir.VectorType(number.type, LANES)
-        undefined = ir.Constant(kind, ir.Undefined)
-        first = self.builder.insert_element(undefined, number, ir.IntType(32)(0))
-        return self.builder.shuffle_vector(first, undefined, self.constant(self.integer, 0))
-
-    def lane(self, vector, index: int):
-        return self.builder.extract_element(vector, ir.IntType(32)(index))
-
-    def highest_lane(self, vector):
-        highest = self.lane(vector, 0)
-        for index in range(1, LANES):
-            lane = self.lane(vector, index)
-            highest = self.builder.select(self.builder.fcmp_ordered(">", lane, highest), lane, highest)
-        return highest
-
-    def total(self, vector):
-        """Sum of the lanes."""
-        width = LANES
-        while width > 1:  # halves are added up
-            width //= 2
-            half = ir.VectorType(ir.IntType(32), width)
-            low, high = (
-                self.builder.shuffle_vector(vector, vector, ir.Constant(half, list(range(at, at + width))))
-                for at in (0, width)
-            )
-            vector = self.builder.fadd(low, high)
-        return self.lane(vector, 0)
-
-    def least(self, a, b):
-        return self.builder.select(self.builder.fcmp_ordered("<", a, b), a, b)
-
-    def most(self, a, b):
-        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
-
-    def square_root(self, x):
-        kind = ir.FunctionType(self.float, [self.float])
-        return self.builder.call(self.builder.module.declare_intrinsic(f"llvm.sqrt.v{LANES}f32", fnty=kind), [x])
-
-    def multiply_add(self, a, b, c):
-        return self.builder.fadd(self.builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
-
-    def multiply_add_pairs(self, a, b, c):
-        """c + a0 b0 + a1 b1 per lane of two bfloat16."""
-        kind = ir.FunctionType(self.float, [self.float, self.integer, self.integer])
-        return self.builder.asm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v", [c, a, b], False)
-
-    def exp2(self, x):
-        """2^x in float32 to about 1e-7; 0 below -126, infinity from 128 on."""
-        builder = self.builder
-        low, high = self.constant(self.float, -126.0), self.constant(self.float, 128.0)
-        x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
-        x = builder.select(builder.fcmp_ordered(">", x, high), high, x)
-        # Made positive first, since conversion cuts off. Adding a large number would not survive "reassoc".
-        raised = builder.fptosi(builder.fadd(x, self.constant(self.float, 512.5)), self.integer)
-        power = builder.sub(raised, self.constant(self.integer, 512))
-        rest = builder.fsub(x, builder.sitofp(power, self.float))  # -1/2 to 1/2
-        series = self.constant(self.float, math.log(2) ** 6 / 720)
-        for k in range(5, -1, -1):
-            series = self.multiply_add(series, rest, self.constant(self.float, math.log(2) ** k / math.factorial(k)))
-        exponent = builder.shl(power, self.constant(self.integer, 23))
-        return builder.bitcast(builder.add(builder.bitcast(series, self.integer), exponent), self.float)
-
-    def rough_exp2(self, x):
-        """2^x to 3e-6, as bfloat16 needs no more: between 2^-126 and 2^127; a NaN stays one."""
-        builder = self.builder
-        x = self.most(self.constant(self.float, -126.0), x)
-        x = self.least(self.constant(self.float, 127.0), x)
-        kind = ir.FunctionType(self.float, [self.float])
-        whole = builder.call(builder.module.declare_intrinsic("llvm.floor.v16f32", fnty=kind), [x])
-        rest = builder.fsub(x, whole)  # 0 to 1
-        series = self.constant(self.float, ROUGH_EXP2[-1])
-        for factor in ROUGH_EXP2[-2::-1]:
-            series = self.multiply_add(series, rest, self.constant(self.float, factor))
-        power = builder.add(builder.fptosi(whole, self.integer), self.constant(self.integer, 127))
-        power = builder.shl(power, self.constant(self.integer, 23))
-        return builder.fmul(series, builder.bitcast(power, self.float))
-
-    def rounded(self, low, high):
-        """32 bfloat16, in order, as 16 int32."""
-        kind = ir.FunctionType(self.integer, [self.float, self.float])
-        return self.builder.asm(kind, "vcvtne2ps2bf16 $1, $2, $0", "=v,v,v", [low, high], False)
-
-    def to_pairs(self, x):
-        """Lanes 2 j and 2 j + 1 of a float vector as pair j of bfloat16, eight int32."""
-        builder = self.builder
-        bits = builder.bitcast(x, self.integer)
-        even = builder.and_(builder.lshr(bits, self.constant(self.integer, 16)), self.constant(self.integer, 1))
-        bits = builder.add(bits, builder.add(even, self.constant(self.integer, 0x7FFF)))
-        half = ir.VectorType(ir.IntType(32), LANES // 2)
-
-        def every_second(start: int):
-            return builder.shuffle_vector(bits, bits, ir.Constant(half, list(range(start, LANES, 2))))
-
-        low = builder.lshr(every_second(0), ir.Constant(half, [16] * (LANES // 2)))
-        high = builder.and_(every_second(1), ir.Constant(half, [0xFFFF0000] * (LANES // 2)))
-        return builder.or_(low, high)
-
-
 @intrinsic
 def store(typing, array, row, column, number):
     """`array[row, column] = number` in float32, or rounded to the bits of bfloat16."""
@@ -368,6 +283,25 @@ def estimate(typing, scores, bounds, row, peak, numbers, mass, square):
     return types.float32(*args), codegen
 
 
+class _Walk(NamedTuple):
+    """The arguments of `walk`: their types, or their values in LLVM."""
+
+    queries: Any
+    query_at: Any
+    keys: Any
+    values: Any
+    scale: Any
+    peak: Any
+    acc: Any
+    row: Any
+    key_width: Any
+    value_width: Any
+    chosen: Any
+    visits: Any
+    vectors: Any
+    live: Any
+
+
 @intrinsic
 def walk(
     typing,
@@ -390,22 +324,17 @@ def walk(
     Adds to `acc[row]` the values of the chosen vectors of keys, each weighing exp(scale q . k - peak); returns the sum
     of the weights. `keys` and `values` are flat, as `_pack_keys` and `_pack_values` leave them. Of every `vectors`
     vectors, the last has `live` keys, and its other lanes do not count.
+
+        out = acc[row]
+        for index in chosen[:visits]:
+            weights = exp(scale * (query @ keys[index]) - peak)  # a lane each of 16 keys
+            weights[dead lanes, if it is the last vector of a granule] = 0
+            out, total = out + weights @ values[index], total + weights
+        acc[row] = out; return total.sum()
     """
-    args = (
-        queries,
-        query_at,
-        keys,
-        values,
-        scale,
-        peak,
-        acc,
-        row,
-        key_width,
-        value_width,
-        chosen,
-        visits,
-        vectors,
-        live,
+    args = _Walk(
+        *(queries, query_at, keys, values, scale, peak, acc, row),
+        *(key_width, value_width, chosen, visits, vectors, live),
     )
     paired = keys.dtype == types.int32
     steps = key_width.count * LANES // (2 if paired else 1)  # numbers of a query: single, or pairs
@@ -415,17 +344,20 @@ def walk(
         write = Vectors(builder)
         i64 = ir.IntType(64)
 
-        def data(index: int):
-            return context.make_array(signature.args[index])(context, builder, given[index]).data
+        kinds, given = _Walk(*signature.args), _Walk(*given)
 
-        query_data, key_data, value_data, chosen_data, acc_data = (data(i) for i in (0, 2, 3, 10, 6))
+        def data(name: str):
+            return context.make_array(getattr(kinds, name))(context, builder, getattr(given, name)).data
+
+        query_data, key_data, value_data = data("queries"), data("keys"), data("values")
+        chosen_data, acc_data = data("chosen"), data("acc")
         multiply_add = write.multiply_add_pairs if paired else write.multiply_add
         kind = write.integer if paired else write.float
         value_steps = LANES // 2 if paired else LANES
-        out_row = builder.gep(acc_data, [builder.mul(given[7], i64(outputs * LANES))])
+        out_row = builder.gep(acc_data, [builder.mul(given.row, i64(outputs * LANES))])
         to_log2 = ir.FloatType()(1.4426950408889634)
-        factor = write.splat(builder.fmul(given[4], to_log2))
-        offset = write.splat(builder.fmul(given[5], to_log2))
+        factor = write.splat(builder.fmul(given.scale, to_log2))
+        offset = write.splat(builder.fmul(given.peak, to_log2))
 
         out_places = [builder.gep(out_row, [i64(c * LANES)]) for c in range(outputs)]
         held = [write.load(place, write.float) for place in out_places]
@@ -448,15 +380,15 @@ def walk(
         value_start = builder.gep(value_data, [builder.mul(index, i64(value_steps * outputs * LANES))])
         sums = [zero] * 4  # independent, so that one addition need not wait for the other
         for d in range(steps):
-            number = builder.load(builder.gep(query_data, [builder.add(given[1], i64(d))]))
+            number = builder.load(builder.gep(query_data, [builder.add(given.query_at, i64(d))]))
             key = write.load(builder.gep(key_start, [i64(d * LANES)]), kind)
             sums[d % 4] = multiply_add(write.splat(number), key, sums[d % 4])
         logits = builder.fadd(builder.fadd(sums[0], sums[1]), builder.fadd(sums[2], sums[3]))
         weights = write.exp2(builder.fsub(builder.fmul(logits, factor), offset))
         next_turn = builder.add(turn, i64(1))
-        is_last = builder.icmp_signed("==", next_turn, given[12])
+        is_last = builder.icmp_signed("==", next_turn, given.vectors)
         turn.add_incoming(builder.select(is_last, i64(0), next_turn), loop)
-        lanes = builder.trunc(builder.select(is_last, given[13], i64(LANES)), ir.IntType(32))
+        lanes = builder.trunc(builder.select(is_last, given.live, i64(LANES)), ir.IntType(32))
         is_live = builder.icmp_signed("<", ir.Constant(write.integer, list(range(LANES))), write.splat(lanes))
         weights = builder.select(is_live, weights, zero)
         factors = write.to_pairs(weights) if paired else weights
@@ -471,7 +403,7 @@ def walk(
             register.add_incoming(result, builder.block)
         following = builder.add(step, i64(1))
         step.add_incoming(following, builder.block)
-        builder.cbranch(builder.icmp_signed("<", following, given[11]), loop, after)
+        builder.cbranch(builder.icmp_signed("<", following, given.visits), loop, after)
 
         builder.position_at_end(after)
         for place, result in zip(out_places, results, strict=False):

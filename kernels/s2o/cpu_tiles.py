@@ -22,7 +22,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..jit import SUMS, exp, jit
-from .cpu_rows import LANES, MOST_EXP, MOST_MASS, Vectors, limit_of
+from ..vectors import LANES, Vectors
+from .cpu_rows import MOST_EXP, MOST_MASS, limit_of
 from .reference import MAX_LIFT, TARGET_BINS
 
 TILE = 32  # rows that decide together: two AMX tiles, which share each tile of keys
