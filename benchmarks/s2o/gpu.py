@@ -47,7 +47,8 @@ def measure(lengths: tuple[int, ...], device: torch.device) -> list[dict]:
         grouped = heads.query.unflatten(1, (heads.key.shape[1], -1))[0]  # [Hkv, ratio, N, D]
 
         def sparse(tau, tile, heads=heads, scale=scale):
-            return s2o_prefill(*heads, scale=scale, settings=S2OConfig(tau=tau).kernel_settings, tile=tile)
+            settings = S2OConfig(tau=tau, segment=SEGMENT, granule=GRANULE).kernel_settings
+            return s2o_prefill(*heads, scale=scale, settings=settings, tile=tile)
 
         runs = {(tau, tile): lambda tau=tau, tile=tile: sparse(tau, tile) for tau in TAUS for tile in TILES}
         preparations = {
