@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 COMPAT_VERSIONS ?= 5.4.0 5.17.0 5.23.0 5.24.0
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
+# What the Triton kernels are compiled for ahead of time, a process each.
+GPU_TARGETS := sm_80 sm_90 sm_100 gfx942
 # One process per core, each with one thread: the models of the tests are too small to share among threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # A machine without network has no .venv; its own Python then runs the GPU checks.
@@ -56,7 +58,7 @@ lint: $(READY) ## ruff (lint and format) and mypy
 	$(BIN)/python -m mypy
 
 aot: $(READY) ## compile every Triton kernel for GPUs that are not here; fails on spills and on too much shared memory
-	$(BIN)/python -m hf_infeco.kernels.aot
+	printf '%s\n' $(GPU_TARGETS) | xargs -P $(WORKERS) -n 1 $(BIN)/python -m hf_infeco.kernels.aot
 
 bench: $(READY) ## measure and write benchmarks/results/
 	for suite in foundation s2o innerq static; do $(BIN)/hf-infeco bench $$suite || exit; done
