@@ -82,6 +82,7 @@ compat: $(COMPAT_VERSIONS:%=compat-%) ## the contract suite on each transformers
 
 # numpy is pinned along, because the newest one may be newer than numba takes. torch stays the one of .venv. Without
 # --upgrade pip leaves what an interrupted installation has left.
+.PRECIOUS: .compat/%/transformers/__init__.py # or make would remove it as a mere step on the way
 .compat/%/transformers/__init__.py: | $(READY)
 	@echo "compat: installing transformers $* into .compat/$*, once"
 	@$(BIN)/python -m pip install -q --upgrade --target .compat/$* transformers==$* "$$(grep '^numpy==' constraints.txt)"
