@@ -1,8 +1,8 @@
 """`InnerQCache`: a transformers `Cache` whose full-attention layers are InnerQ layers."""
 
 import os
-from collections.abc import Iterator
-from typing import Self
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
 
 import torch
 from transformers import Cache, PreTrainedConfig
@@ -42,12 +42,10 @@ class InnerQCache(Cache):
         if settings is None:
             raise ValueError("InnerQCache cannot be switched off: use transformers' DynamicCache instead.")
         self.innerq = settings
-        if reason := unsupported_reason(config):
+        defaults = compat.default_layers(config)
+        if reason := unsupported_reason(config, defaults):
             raise ValueError(f"InnerQCache cannot serve this model: {reason}. Use transformers' DynamicCache.")
-        layers = [
-            InnerQLayer(self.innerq) if compat.is_full_attention_layer(layer) else layer
-            for layer in compat.default_layers(config)
-        ]
+        layers = [InnerQLayer(self.innerq) if compat.is_full_attention_layer(layer) else layer for layer in defaults]
         super().__init__(layers=layers, **offloading)
         self._model = saving.fingerprint(config)
 
@@ -131,13 +129,16 @@ class InnerQCache(Cache):
         return cache
 
 
-def unsupported_reason(config: PreTrainedConfig) -> str | None:
-    """Why no layer of a model can use InnerQ, as a sentence without its full stop; None if one can."""
+def unsupported_reason(config: PreTrainedConfig, layers: Iterable[Any]) -> str | None:
+    """
+    Why no layer of a model can use InnerQ, as a sentence without its full stop; None if one can. `layers` are those of
+    the cache that transformers would make.
+    """
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder, whose cache also holds cross-attention"
     config = compat.text_config(config)
     if compat.caches_latents(config):
         return "it has multi-head latent attention, which caches what it compresses by itself"
-    if not any(map(compat.is_full_attention_layer, compat.default_layers(config))):
+    if not any(map(compat.is_full_attention_layer, layers)):
         return "none of its layers has a growing full-attention cache"
     return None

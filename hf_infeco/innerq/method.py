@@ -23,7 +23,8 @@ class InnerQMethod(Method):
     name: ClassVar[str] = "innerq"
 
     def refuse(self, found: Survey, layer: Layer) -> str | None:
-        if reason := found.refusal or unsupported_reason(found.model.config):
+        caches = (each.cache for each in found.layers)
+        if reason := found.refusal or unsupported_reason(found.model.config, caches):
             return reason
         if compat.makes_its_own_cache(found.model):
             return f"{type(found.model).__name__} makes a cache of its own"

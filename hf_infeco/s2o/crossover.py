@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,7 +79,7 @@ class Crossover:
     sparse: list[float]
     dense: list[float]
 
-    @property
+    @cached_property
     def keys(self) -> int:
         """Least number of keys from which on sparse prefill takes less than `GAIN` of the dense time; or `NEVER`."""
         (once, per_pair), (dense_once, dense_per_pair) = fit(self.lengths, self.sparse), fit(self.lengths, self.dense)

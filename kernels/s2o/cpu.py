@@ -55,6 +55,7 @@ def s2o_prefill(
     out = torch.empty(*grouped.shape[:4], value.shape[3], dtype=given, device="cpu")
     spans = segment_spans(q_len, kv_len, segment)
     rule = _Rule(scale, settings)
+    no_sinks = torch.full((heads // kv_heads,), -torch.inf, dtype=torch.float32, device="cpu")
 
     def prepare(head: tuple[int, int]) -> _Past:
         return _Past.of(grouped[head], key[head], value[head], settings, tile)
@@ -64,14 +65,12 @@ def s2o_prefill(
         rows = slice(begin - (kv_len - q_len), end - (kv_len - q_len))
         first = begin // segment * segment
         queries = grouped[head][:, rows]
-        if sinks is None:
-            sink = torch.full((len(queries),), -torch.inf, dtype=torch.float32, device="cpu")
-        else:
-            sink = sinks.float().view(kv_heads, -1)[head[1]]
+        sink = no_sinks if sinks is None else sinks.float().view(kv_heads, -1)[head[1]]
         sink = sink.repeat_interleave(end - begin)
         if tile == 1:
             near, lse = _attend_near(queries, key[head][first:end], value[head][first:end], scale)
-            near, lse = join_sink(near, lse, sink)
+            if sinks is not None:
+                near, lse = join_sink(near, lse, sink)
             result, visited, missed = rule.attend_rows(queries.flatten(0, 1), near, lse, past, first // granule)
         else:
             result, visited, missed = rule.attend_tiles(queries, sink, past, first, begin)
