@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from . import compat
-from .kernels.pairs import PairStats, count_causal_pairs
+from .kernels.pairs import PairStats
 from .prefill import Prefill
 
 PLAN_ATTRIBUTE = "_infeco_plan"
@@ -32,9 +32,7 @@ class LayerPlan:
 
     def count_dense(self, query: torch.Tensor, key: torch.Tensor) -> None:
         """A prefill that no method could take counts as visited whole, so that the reported density tells."""
-        rows = query.shape[0] * query.shape[1]
-        pairs = rows * count_causal_pairs(query.shape[2], key.shape[2])
-        self.stats = self.stats + PairStats(pairs, pairs, 0.0, rows * query.shape[2])
+        self.stats = self.stats + PairStats.dense(query, key)
 
 
 def plan_of(module: nn.Module | None) -> LayerPlan | None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .dense import dense_attention
-from .kernels.pairs import PairStats, count_causal_pairs
+from .kernels.pairs import PairStats
 
 # prefill(query, key, value, scale, sinks) of rows without padding: the output, and what was attended.
 Prefill = Callable[
@@ -62,6 +62,4 @@ def dense(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, sinks: torch.Tensor | None
 ) -> tuple[torch.Tensor, PairStats]:
     """A `Prefill` that leaves nothing out."""
-    rows = query.shape[0] * query.shape[1]
-    pairs = rows * count_causal_pairs(query.shape[2], key.shape[2])
-    return dense_attention(query, key, value, scale, sinks), PairStats(pairs, pairs, 0.0, rows * query.shape[2])
+    return dense_attention(query, key, value, scale, sinks), PairStats.dense(query, key)

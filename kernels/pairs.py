@@ -1,6 +1,7 @@
 """How many (query, key) pairs an attention visits, of those that dense causal attention would."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
@@ -35,6 +36,13 @@ class PairStats:
     def missed(self) -> float | None:
         """Estimated softmax mass not visited, mean over rows, 0 to 1; None before there are any."""
         return float(self.missed_mass / self.rows) if self.rows else None
+
+    @classmethod
+    def dense(cls, query: torch.Tensor, key: torch.Tensor) -> Self:
+        """Of attention that leaves nothing out: `query [B, H, q_len, D]` is the last positions of `key`."""
+        rows = query.shape[0] * query.shape[1]
+        pairs = rows * count_causal_pairs(query.shape[2], key.shape[2])
+        return cls(pairs, pairs, 0.0, rows * query.shape[2])
 
     def __add__(self, other: "PairStats") -> "PairStats":
         return PairStats(

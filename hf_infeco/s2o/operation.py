@@ -1,12 +1,12 @@
 """Sparse prefill as one operation of torch, which `torch.compile` sees whole, whatever backend runs in it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
 from ..kernels.dispatch import choose
-from ..kernels.pairs import PairStats, count_causal_pairs
+from ..kernels.pairs import PairStats
 from ..prefill import dense
 from .config import AUTO, S2OConfig
 from .crossover import Heads, measured_crossover
@@ -35,9 +35,7 @@ class SparsePrefill:
         settings = (*self.config.kernel_settings, crossover)
         with torch.no_grad():
             out, visited, missed = _operation(query, key, value, sinks, scale, *settings)
-        rows = query.shape[0] * query.shape[1]
-        pairs = rows * count_causal_pairs(query.shape[2], key.shape[2])
-        return out, PairStats(visited, pairs, missed, rows * query.shape[2])
+        return out, replace(PairStats.dense(query, key), visited_pairs=visited, missed_mass=missed)
 
 
 def _prefill(
