@@ -16,7 +16,8 @@ import torch
 from hf_infeco.kernels.devices import describe_device
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = ROOT / "examples" / "models" / "recall"
+MODELS = ROOT / "examples" / "models"
+MODEL = MODELS / "recall"
 # The shape of Llama-3.1-8B, for models with random weights on GPUs.
 LLAMA_8B: dict[str, Any] = dict(
     vocab_size=128_256,
@@ -30,12 +31,12 @@ LLAMA_8B: dict[str, Any] = dict(
 )
 
 
-def recall_model(folder: str | None = None) -> Path:
-    """The folder of the recall model, the bundled one by default."""
-    model = Path(folder or MODEL)
+def bundled_model(name: str, folder: str | None = None) -> Path:
+    """The folder of a model of examples/models, the bundled one by default."""
+    model = Path(folder or MODELS / name)
     if not (model / "config.json").is_file():
         raise ValueError(
-            f"There is no model in {model}. The bundled one lies in the repository's examples/models/recall: run from "
+            f"There is no model in {model}. The bundled one lies in the repository's examples/models/{name}: run from "
             "a clone, or name a copy of that folder with --model."
         )
     return model

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -15,7 +16,7 @@ from hf_infeco.training.testbed.recall.needles import sample_document
 from hf_infeco.training.testbed.recall.text import encode_text, held_out_text
 
 from ..documents import Table, markdown_table
-from ..measuring import recall_model, timed
+from ..measuring import bundled_model, timed
 from ..suite import Run, Suite
 
 QUESTIONS_PER_DOCUMENT = 64
@@ -153,6 +154,6 @@ SUITE = Suite(
     full=Extent(),
     quick=QUICK,
     tables=(Table("Dense and patched", ("recall", "perplexity", "speed"), as_table),),
-    find_model=recall_model,
+    find_model=partial(bundled_model, "recall"),
     uses_gpu=True,
 )

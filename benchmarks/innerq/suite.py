@@ -2,8 +2,9 @@
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 
-from ..measuring import recall_model
+from ..measuring import bundled_model
 from ..suite import Run, Suite
 from .caches import ABLATIONS, FORMS, MAIN, PEERS
 from .decode import STEPS, measure_decoding
@@ -80,7 +81,7 @@ SUITE = Suite(
         "perplexity": ("perplexity", perplexity_picture),
         "errors": ("errors", errors),
     },
-    find_model=recall_model,
+    find_model=partial(bundled_model, "recall"),
     load=lambda run: Reader(run.model, run.device),
     # Threads of OpenMP that wait by spinning take cores from our own: without "passive" times are higher.
     place=lambda run: {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "unset")},

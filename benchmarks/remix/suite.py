@@ -1,19 +1,18 @@
 """The ReMix benchmark: its parts, and how much of each is measured."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from hf_infeco.training.testbed.puzzle.evaluate import load_model
 
-from ..measuring import ROOT
+from ..measuring import bundled_model
 from ..suite import Suite
 from .cost import WIDE, measure_answers, measure_forwards
 from .curves import HARD, KINDS, measure_ablations, measure_curves
 from .plots import curves
 from .report import QUOTES, TABLES
 
-MODEL = ROOT / "examples" / "models" / "puzzle"
 STRATEGIES = {name: {"strategy": name} for name in ("one", "confidence", "remix")}
 
 
@@ -31,14 +30,6 @@ class Extent:
 QUICK = Extent(puzzles=4, repeats=1, batches=(1,), wide={**WIDE, "num_hidden_layers": 1, "vocab_size": 512}, answers=1)
 
 
-def puzzle_model(folder: str | None = None) -> Path:
-    """The folder of the puzzle model, the bundled one by default."""
-    model = Path(folder or MODEL)
-    if not (model / "config.json").is_file():
-        raise ValueError(f"There is no model in {model}: name a copy of examples/models/puzzle with --model.")
-    return model
-
-
 SUITE = Suite(
     name="remix",
     title="ReMix",
@@ -54,7 +45,7 @@ SUITE = Suite(
     tables=TABLES,
     quotes=QUOTES,
     pictures={"curves": ("curves", curves), "hard": ("hard", curves)},
-    find_model=puzzle_model,
+    find_model=partial(bundled_model, "puzzle"),
     load=lambda run: load_model(run.model, run.device),
     uses_gpu=True,
 )

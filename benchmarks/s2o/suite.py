@@ -1,8 +1,9 @@
 """The S2O benchmark: its parts, and how much of each is measured."""
 
 from dataclasses import dataclass
+from functools import partial
 
-from ..measuring import recall_model
+from ..measuring import bundled_model
 from ..real.fetch import model_folder
 from ..real.reader import Reader
 from ..suite import Suite
@@ -53,7 +54,7 @@ SUITE = Suite(
     tables=TABLES,
     quotes=QUOTES,
     pictures={"times": ("speed", times), "errors": ("rules", errors)},
-    find_model=recall_model,
+    find_model=partial(bundled_model, "recall"),
     load=lambda run: Captor(run.model, run.device),
     uses_gpu=True,
 )
