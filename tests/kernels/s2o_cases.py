@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from hf_infeco.kernels.pairs import count_causal_pairs
 from hf_infeco.kernels.s2o import reference
 from hf_infeco.kernels.s2o.granules import cut_into_granules
 from hf_infeco.kernels.s2o.settings import S2OSettings
 from hf_infeco.training.testbed.structured_heads import structured_heads
+
+ROUNDING = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}  # of weights and outputs
 
 
 def attend(prefill, query, key, value, *, scale=None, tau, **given):
@@ -93,3 +96,34 @@ def half_visited(query, key, value, **settings):
         low, high = (tau, high) if share > 0.5 else (low, tau)
     assert 0.05 < share < 0.95, "no tau tells right decisions from wrong ones in this case"
     return tau, out.float(), stats
+
+
+def check_exact(run, query, key, value, tolerance=None, **settings):
+    """At tau = 0 all is visited by `run(query, key, value, tau, ...)`."""
+    tolerance = tolerance or (1e-5 if query.dtype == torch.float32 else 2 * ROUNDING[query.dtype])
+    out, stats = run(query, key, value, 0.0, **settings)
+    torch.testing.assert_close(out, dense(query, key, value, settings.get("sinks")), rtol=tolerance, atol=tolerance)
+    pairs = query.shape[0] * query.shape[1] * count_causal_pairs(query.shape[2], key.shape[2])
+    assert stats.visited_pairs == stats.causal_pairs == pairs
+    assert stats.missed_mass == 0
+
+
+def check_like_reference(run, tiles, query, key, value, tau=None, **settings):
+    """
+    In float32 `run` is far nearer to the reference than that is to dense attention; in any dtype it decides the same.
+    At `tau`, or where about half is visited; `tiles` says which rows decide together.
+    """
+    if tau is None:
+        tau, expected, wanted = half_visited(query, key, value, **tiles, **settings)
+    else:
+        expected, wanted = attend(reference.s2o_prefill, query, key, value, tau=tau, **tiles, **settings)
+    left_out = distance(expected, dense(query, key, value, settings.get("sinks")))
+    out, stats = run(query, key, value, tau, **settings)
+    is_exact = query.dtype == torch.float32
+    rounding = ROUNDING[query.dtype]
+    assert distance(out, expected) < (min(rounding, max(left_out / 3, 2e-6)) if is_exact else rounding)
+    # A granule may lie so near the threshold that the order of sums decides.
+    pairs = {"rel": 1e-4, "abs": settings["granule"] - 1} if is_exact else {"rel": 2e-2}
+    assert stats.visited_pairs == pytest.approx(wanted.visited_pairs, **pairs)
+    assert stats.missed_mass == pytest.approx(wanted.missed_mass, rel=1e-3 if is_exact else 5e-2)
+    assert (stats.causal_pairs, stats.rows) == (wanted.causal_pairs, wanted.rows)

@@ -1,23 +1,18 @@
 """S2O's CPU kernel computes what the reference does."""
 
+import functools
+
 import pytest
 import torch
 
-from hf_infeco.kernels.pairs import count_causal_pairs
-from hf_infeco.kernels.s2o import cpu, cpu_cut, reference
+from hf_infeco.kernels.s2o import cpu
 
-from .s2o_cases import attend, check_far_past, crowded_case, dense, distance, half_visited, make_case, sharp_case
+from . import s2o_cases
+from .s2o_cases import attend, check_far_past, crowded_case, make_case, sharp_case
 
 SEGMENT, GRANULE = 64, 16
-ROUNDING = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 
 pytestmark = pytest.mark.usefixtures("one_thread", "one_cut")
-
-
-@pytest.fixture
-def one_cut(monkeypatch):
-    """Both decide about the same granules; `test_s2o_cpu_cut.py` compares the cuts."""
-    monkeypatch.setattr(reference, "cut_into_granules", cpu_cut.cut_into_granules)
 
 
 def run(query, key, value, tau, **settings):
@@ -27,36 +22,8 @@ def run(query, key, value, tau, **settings):
     return out.float(), stats
 
 
-def check_exact(query, key, value, tolerance=None, **settings):
-    """At tau = 0 all is visited."""
-    tolerance = tolerance or (1e-5 if query.dtype == torch.float32 else 2 * ROUNDING[query.dtype])
-    out, stats = run(query, key, value, 0.0, **settings)
-    expected = dense(query, key, value, settings.get("sinks"))
-    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
-    pairs = query.shape[0] * query.shape[1] * count_causal_pairs(query.shape[2], key.shape[2])
-    assert stats.visited_pairs == stats.causal_pairs == pairs
-    assert stats.missed_mass == 0
-
-
-def check_like_reference(query, key, value, tau=None, **settings):
-    """
-    In float32 far nearer to the reference than that is to dense attention; in any dtype, the same decisions. At `tau`,
-    or where about half is visited.
-    """
-    settings = {"segment": SEGMENT, "granule": GRANULE} | settings
-    if tau is None:
-        tau, expected, wanted = half_visited(query, key, value, **settings)
-    else:
-        expected, wanted = attend(reference.s2o_prefill, query, key, value, tau=tau, **settings)
-    left_out = distance(expected, dense(query, key, value, settings.get("sinks")))
-    out, stats = run(query, key, value, tau, **settings)
-    is_exact = query.dtype == torch.float32
-    rounding = ROUNDING[query.dtype]
-    assert distance(out, expected) < (min(rounding, max(left_out / 3, 2e-6)) if is_exact else rounding)
-    one_granule = settings["granule"] - 1  # may lie so near the threshold that the order of sums decides
-    assert stats.visited_pairs == pytest.approx(wanted.visited_pairs, rel=1e-4 if is_exact else 2e-2, abs=one_granule)
-    assert stats.missed_mass == pytest.approx(wanted.missed_mass, rel=1e-3 if is_exact else 5e-2)
-    assert (stats.causal_pairs, stats.rows) == (wanted.causal_pairs, wanted.rows)
+check_exact = functools.partial(s2o_cases.check_exact, run)
+check_like_reference = functools.partial(s2o_cases.check_like_reference, run, {}, segment=SEGMENT, granule=GRANULE)
 
 
 SHAPES = [

@@ -5,15 +5,13 @@ import functools
 import pytest
 import torch
 
-from hf_infeco.kernels.pairs import count_causal_pairs
-from hf_infeco.kernels.s2o import cpu, cpu_cut, reference
+from hf_infeco.kernels.s2o import cpu
 from hf_infeco.kernels.s2o.cpu_tiles import TILE, has_amx
 
 from . import s2o_cases
-from .s2o_cases import attend, check_far_past, crowded_case, dense, distance, half_visited, sharp_case
+from .s2o_cases import attend, check_far_past, crowded_case, sharp_case
 
 SEGMENT, GRANULE = 128, 32
-ROUNDING = 4e-3  # weights and outputs are rounded to bfloat16
 
 pytestmark = pytest.mark.usefixtures("one_thread", "one_cut")
 
@@ -29,12 +27,6 @@ def products(request, monkeypatch):
         pytest.skip("this processor has no AMX")
 
 
-@pytest.fixture
-def one_cut(monkeypatch):
-    """Both decide about the same granules; `test_s2o_cpu_cut.py` compares the cuts."""
-    monkeypatch.setattr(reference, "cut_into_granules", cpu_cut.cut_into_granules)
-
-
 def run(query, key, value, tau, **settings):
     settings = {"segment": SEGMENT, "granule": GRANULE} | settings
     out, stats = attend(prefill, query, key, value, tau=tau, **settings)
@@ -42,29 +34,10 @@ def run(query, key, value, tau, **settings):
     return out.float(), stats
 
 
-def check_exact(query, key, value, tolerance=2 * ROUNDING, **settings):
-    """At tau = 0 all is visited."""
-    out, stats = run(query, key, value, 0.0, **settings)
-    expected = dense(query, key, value, settings.get("sinks"))
-    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
-    pairs = query.shape[0] * query.shape[1] * count_causal_pairs(query.shape[2], key.shape[2])
-    assert stats.visited_pairs == stats.causal_pairs == pairs
-    assert stats.missed_mass == 0
-
-
-def check_like_reference(query, key, value, tau=None, **settings):
-    """The same decisions but for rounding, at `tau`, or where about half is visited."""
-    settings = {"segment": SEGMENT, "granule": GRANULE} | settings
-    tiles = {"tile": TILE, "ordered": False}
-    if tau is None:
-        tau, expected, wanted = half_visited(query, key, value, **tiles, **settings)
-    else:
-        expected, wanted = attend(reference.s2o_prefill, query, key, value, tau=tau, **tiles, **settings)
-    out, stats = run(query, key, value, tau, **settings)
-    assert distance(out, expected) < ROUNDING
-    assert stats.visited_pairs == pytest.approx(wanted.visited_pairs, rel=2e-2)
-    assert stats.missed_mass == pytest.approx(wanted.missed_mass, rel=5e-2)
-    assert (stats.causal_pairs, stats.rows) == (wanted.causal_pairs, wanted.rows)
+check_exact = functools.partial(s2o_cases.check_exact, run)
+check_like_reference = functools.partial(
+    s2o_cases.check_like_reference, run, {"tile": TILE, "ordered": False}, segment=SEGMENT, granule=GRANULE
+)
 
 
 SHAPES = [
@@ -145,7 +118,7 @@ def test_a_past_far_above_a_row_s_own_key_does_not_overflow():
 
 @pytest.mark.parametrize("compensate", [True, False])
 def test_an_unvisited_past_far_above_the_near_keys_does_not_overflow(compensate):
-    check_far_past(prefill, 64, GRANULE, compensate, ROUNDING)
+    check_far_past(prefill, 64, GRANULE, compensate, s2o_cases.ROUNDING[torch.bfloat16])
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
