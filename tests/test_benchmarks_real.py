@@ -35,7 +35,7 @@ def test_text_is_scored_as_by_one_forward_of_the_model(reader, progress):
 
 
 def test_token_by_token_scores_as_many_tokens_and_loses_what_its_cache_loses(reader, progress):
-    ways = {name: MAIN[name] for name in ("dense", "InnerQ K4V3", "InnerQ small")}
+    ways = {name: MAIN[name] for name in ("dense", "InnerQ", "InnerQ small")}
     dense, good, small = text.measure_steps(reader, ways, {400: 1}, 24, progress)
     assert dense["scored"] == 23
     assert 0 == dense["kl"] < good["kl"] < small["kl"]
@@ -94,7 +94,7 @@ def test_lookup_counts_by_way_and_against_dense(reader, progress, monkeypatch):
 
 
 def test_answers_of_the_dense_model_are_equal_to_themselves(reader, progress):
-    ways = {name: MAIN[name] for name in ("dense", "InnerQ K4V3")}
+    ways = {name: MAIN[name] for name in ("dense", "InnerQ")}
     dense, packed = answers.measure_answers(reader, ways, 300, 2, 20, progress)
     assert (dense["equal_answers"], dense["equal_tokens"]) == (2, 20)
     assert 0 <= packed["equal_tokens"] <= 20

@@ -55,8 +55,7 @@ class Way:
         return made
 
 
-def _innerq(**settings) -> Way:
-    config = InnerQConfig(**settings)
+def _innerq(config: InnerQConfig) -> Way:
     return Way(innerq=config, bits=config.bits_per_number)
 
 
@@ -76,19 +75,22 @@ def _quantized(package: str, bits: int, **options) -> dict[str, Way]:
 # Sparse at every length: below its crossover the defaults would read densely.
 S2O = S2OConfig(crossover=0)
 PRESETS = {
-    "InnerQ K4V3": _innerq(key_bits=4, value_bits=3),
-    "InnerQ base": _innerq(key_bits=3, value_bits=3),
-    "InnerQ hybrid": _innerq(key_bits=3, value_bits=2, hybrid_values=True),
-    "InnerQ small": _innerq(key_bits=3, value_bits=2),
+    "InnerQ": _innerq(InnerQConfig()),
+    "InnerQ balanced": _innerq(InnerQConfig.balanced()),
+    "InnerQ base": _innerq(InnerQConfig.base()),
+    "InnerQ hybrid": _innerq(InnerQConfig.hybrid()),
+    "InnerQ small": _innerq(InnerQConfig.small()),
 }
-BOTH = {"S2O, InnerQ K4V3": replace(PRESETS["InnerQ K4V3"], s2o=S2O)}
+BOTH = {"S2O, InnerQ": replace(PRESETS["InnerQ"], s2o=S2O)}
 MAIN = {"dense": Way(), "S2O": Way(S2O), **PRESETS, **BOTH}
 CACHES = {
     "dense": Way(),
     **_quantized("optimum-quanto", 4),
     **_quantized("hqq", 4, axis_key=1, axis_value=1),
     "TurboQuant, 4 bits": Way(other=ROTATED["TurboQuant, 4 bits"], bits=4.25),
-    "InnerQ K4V3": PRESETS["InnerQ K4V3"],
+    "InnerQ": PRESETS["InnerQ"],
+    "InnerQ, no norms of values": _innerq(InnerQConfig(normalize_values=False)),
+    "InnerQ balanced": PRESETS["InnerQ balanced"],
     "InnerQ base": PRESETS["InnerQ base"],
     "InnerQ hybrid": PRESETS["InnerQ hybrid"],
     "TurboQuant, 3 bits": Way(other=ROTATED["TurboQuant, 3 bits"], bits=3.25),

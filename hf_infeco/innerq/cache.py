@@ -115,7 +115,7 @@ class InnerQCache(Cache):
             FileNotFoundError, ValueError: if the file is not there, damaged, of another version or another model's.
         """
         tensors, header = saving.read(path, config)
-        cache = cls(config, InnerQConfig.from_dict(header["innerq"]))
+        cache = cls(config, InnerQConfig.from_dict({"normalize_values": False} | header["innerq"]))  # new in format 4
         for index, layer in enumerate(cache.layers):
             own = f"{index}."
             state = {name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)}

@@ -14,8 +14,7 @@ from ..kernels.innerq.reference import (
     channel_mean,
     channel_norm,
     fill_groups,
-    in_units,
-    value_units,
+    value_norms,
 )
 from ..kv import DenseView, HandleLayer, KVView, plain
 from .config import InnerQConfig
@@ -175,11 +174,11 @@ class InnerQLayer(HandleLayer):
                 store.set_channels(norm, mean, measured)
             kernel = choose("innerq_quantize", key.device).module
             key, value = key[:, :, :count], value[:, :, :count]
-            units, bits = value_units(value), self.config.value_bits
+            value_norm, bits = value_norms(value, self.config.normalize_values), self.config.value_bits
             store.append(
                 kernel.quantize_keys(key, self.config.key_bits, store.key_norm, store.key_mean),
-                kernel.quantize_values(in_units(value, units), bits, self.config.hybrid_values),
-                units,
+                kernel.quantize_values(value, bits, self.config.hybrid_values, value_norm),
+                value_norm,
             )
         self._store, self._recent = store, _own(_slice(rest, count, None))
 

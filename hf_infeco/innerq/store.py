@@ -12,7 +12,7 @@ from ..kernels.innerq.reference import GROUP, Packed, PackedKV
 
 MIN_SPARE_TILES = 1
 GROWTH = 16  # buffers are copied when so many times fewer tokens are added than are there
-UNIT = "value.unit"  # name of the buffer of the values' units
+NORM = "value.norm"  # name of the buffer of the values' norms
 
 
 class PackedStore:
@@ -46,12 +46,12 @@ class PackedStore:
         if key_mean is not None:
             self.key_mean = torch.where(chosen, key_mean, 0.0 if self.key_mean is None else self.key_mean)
 
-    def append(self, key: Packed, value: Packed, value_unit: torch.Tensor) -> None:
-        """Adds tiles: key, value and the values' units `[B, Hkv, tiles, ...]`, see `PackedKV`."""
+    def append(self, key: Packed, value: Packed, value_norm: torch.Tensor) -> None:
+        """Adds tiles: key, value and the values' norms `[B, Hkv, tiles, ...]`, see `PackedKV`."""
         used = self.num_slots // GROUP
         needed = used + key.words.shape[2]
         is_shared, self._own_from = used < self._own_from, self._own_from if used >= self._own_from else 0
-        for name, tensor in _named(key, value, value_unit):
+        for name, tensor in _named(key, value, value_norm):
             if is_shared or needed > self._capacity(name):
                 self._grow(name, tensor, used, needed)
             self._buffers[name][:, :, used:needed] = tensor
@@ -117,8 +117,8 @@ class PackedStore:
             return Packed(words, scale, None if zero is None else zero[:, :, :tiles])
 
         tiles = self.num_slots // GROUP
-        unit = self._buffers[UNIT][:, :, :tiles]
-        return PackedKV(part("key"), part("value"), self.key_norm, self.key_mean, self.alive, unit)
+        norm = self._buffers[NORM][:, :, :tiles]
+        return PackedKV(part("key"), part("value"), self.key_norm, self.key_mean, self.alive, norm)
 
     def remove_last(self, num_tokens: int) -> None:
         """Forgets the newest living tokens. A tile cut in the middle keeps its codes; the dead slots are masked."""
@@ -147,7 +147,7 @@ class PackedStore:
         view = self.view()
         others = {"key_norm": view.key_norm, "key_mean": view.key_mean, "alive": view.alive}
         return {
-            **dict(_named(view.key, view.value, view.value_unit)),
+            **dict(_named(view.key, view.value, view.value_norm)),
             **{k: v for k, v in others.items() if v is not None},
         }
 
@@ -157,8 +157,9 @@ class PackedStore:
         store = cls(state.get("key_norm"), state.get("key_mean"))
         store._buffers = {name: tensor for name, tensor in state.items() if name.startswith(("key.", "value."))}
         words = store._buffers["key.words"]
-        if UNIT not in store._buffers:  # format version 1, where all were 1
-            store._buffers[UNIT] = words.new_ones(words.shape[:3], dtype=torch.float32)
+        if NORM not in store._buffers:  # up to format version 3 they were units [B, Hkv, T], in version 1 all were 1
+            unit = store._buffers.pop("value.unit", words.new_ones(words.shape[:3], dtype=torch.float32))
+            store._buffers[NORM] = unit[..., None].bfloat16()
         store.alive = state.get("alive")
         store.num_slots = words.shape[2] * GROUP
         store.num_tokens = store.num_slots if store.alive is None else int(store.alive.sum())
@@ -169,10 +170,10 @@ class PackedStore:
         yield from (tensor for tensor in (self.key_norm, self.key_mean, self.alive) if tensor is not None)
 
 
-def _named(key: Packed, value: Packed, value_unit: torch.Tensor | None) -> Iterator[tuple[str, torch.Tensor]]:
+def _named(key: Packed, value: Packed, value_norm: torch.Tensor | None) -> Iterator[tuple[str, torch.Tensor]]:
     for kind, packed in (("key", key), ("value", value)):
         for part, tensor in packed._asdict().items():
             if tensor is not None:
                 yield f"{kind}.{part}", tensor
-    if value_unit is not None:
-        yield UNIT, value_unit
+    if value_norm is not None:
+        yield NORM, value_norm

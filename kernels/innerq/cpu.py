@@ -210,7 +210,7 @@ def _attend_tiles(
     value,
     starts,
     mask,  # [N] or None
-    units,  # of the values of each tile, or None
+    norms,  # of the values of each token of the whole layer, flat, or None
     softcap,  # or None
     tiles,  # first and one past the last
     maximum,
@@ -223,7 +223,7 @@ def _attend_tiles(
     groups, value_dim = sums.shape[1], acc.shape[1]
     weights = np.empty((query.shape[0], CHUNK), np.float32)
     weight_sums = np.empty((query.shape[0], CHUNK // GROUP), np.float32)
-    key_words, key_scales, value_words, value_scales = starts
+    key_words, key_scales, value_words, value_scales, value_norms = starts
     for first in range(tiles[0], tiles[1], CHUNK // GROUP):
         count = min(CHUNK // GROUP, tiles[1] - first)
         for row in range(query.shape[0]):
@@ -251,8 +251,9 @@ def _attend_tiles(
                         weights[row, i] = -np.inf
             _update_softmax(weights, count * GROUP, row, maximum, total, acc)
             for tile in range(count):
-                if units is not None:
-                    weights[row, tile * GROUP : (tile + 1) * GROUP] *= units[first + tile]
+                if norms is not None:
+                    for i in range(tile * GROUP, (tile + 1) * GROUP):
+                        weights[row, i] *= to_float(norms[value_norms + first * GROUP + i])
                 weight_sums[row, tile] = weights[row, tile * GROUP : (tile + 1) * GROUP].sum()
         for row in range(0, query.shape[0], len(block)):
             for tile in range(count):
@@ -274,8 +275,8 @@ def _attend(
     common,  # [B * Hkv, rows]: the logit of the keys' mean
     key,
     value,
-    units,  # [B * Hkv, tiles] or None
-    strides,  # elements per KV head in words and scales of keys and of values
+    norms,  # of the values of each token, flat, or None
+    strides,  # elements per KV head in words and scales of keys and of values, and in norms
     tiles,
     sink,
     recent,
@@ -305,12 +306,13 @@ def _attend(
                 query[pair], recent[0][pair], recent[1][pair], recent_mask, own, softcap, maximum, total, acc
             )
         else:
-            starts = (pair * strides[0], pair * strides[1], pair * strides[2], pair * strides[3])
+            starts = (
+                pair * strides[0], pair * strides[1], pair * strides[2], pair * strides[3], pair * strides[4],
+            )  # fmt: skip
             span = (tiles * piece // pieces, tiles * (piece + 1) // pieces)
             mask = None if masks is None else masks[1][row]
-            own_units = None if units is None else units[pair]
             _attend_tiles(
-                normed[pair], sums[pair], common[pair], key, value, starts, mask, own_units, softcap, span, maximum,
+                normed[pair], sums[pair], common[pair], key, value, starts, mask, norms, softcap, span, maximum,
                 total, acc, block, key_bits, value_bits,
             )  # fmt: skip
 
@@ -370,6 +372,7 @@ def packed_attention(
     pieces = min(-(-PIECES * threads // pairs), -(-tiles // (CHUNK // GROUP)))
     parts = [np.empty((pairs, pieces + 1, rows.shape[1], *more), np.float32) for more in ((), (), (value_dim,))]
     key, value = _flat(packed.key), _flat(packed.value)
+    norms, norm_stride = _norms(packed.value_norm)
     sink, recent = (tuple(to_array(tensor) for tensor in pair) for pair in exact)
     args = (
         rows.numpy(),
@@ -378,8 +381,8 @@ def packed_attention(
         common.numpy(),
         key[0],
         value[0],
-        _units(packed.value_unit),
-        (*key[1], *value[1]),
+        norms,
+        (*key[1], *value[1], norm_stride),
         tiles,
         sink,
         recent,
@@ -405,17 +408,23 @@ def _sinks_of_rows(sinks: torch.Tensor | None, kv_heads: int, q_len: int, rows: 
     return torch.nn.functional.pad(by_row, (0, rows - by_row.shape[1])).numpy()
 
 
-def _units(value_unit: torch.Tensor | None) -> np.ndarray | None:
-    """Units of the values as `[B * Hkv, tiles]`; None if they are 1, as nearly always, for the code that has none."""
-    if value_unit is None or bool((value_unit == 1).all()):
-        return None
-    return value_unit.contiguous().flatten(0, 1).numpy()
+def _norms(value_norm: torch.Tensor | None) -> tuple[np.ndarray | None, int]:
+    """
+    Norms of the values of each token as a flat array, and the elements from one KV head to the next; None if they are
+    1, as nearly always where there is one for a tile, for the code that has none.
+    """
+    if value_norm is None or (value_norm.shape[-1] == 1 and bool((value_norm == 1).all())):
+        return None, 0
+    if value_norm.shape[-1] == 1:
+        value_norm = value_norm.expand(-1, -1, -1, GROUP)
+    flat, stride = _without_copy(value_norm)
+    return flat.view(torch.uint16).numpy(), stride
 
 
 def _flat(packed: Packed) -> tuple[tuple, tuple[int, int]]:
     """
-    The memory of a layer's groups, without copying what a store with spare room shows: words, scale and zero as flat
-    arrays, and the elements from one KV head to the next in words and scales.
+    The memory of a layer's groups: words, scale and zero as flat arrays, and the elements from one KV head to the next
+    in words and scales.
     """
     arrays: list[np.ndarray | None] = []
     strides = []
@@ -423,14 +432,21 @@ def _flat(packed: Packed) -> tuple[tuple, tuple[int, int]]:
         if tensor is None:
             arrays.append(None)
             continue
-        inner = tensor.shape[3:].numel()
-        if tensor.stride(0) != tensor.shape[1] * tensor.stride(1) or not tensor[0, 0].is_contiguous():
-            tensor = tensor.contiguous()
-        length = (tensor.shape[0] * tensor.shape[1] - 1) * tensor.stride(1) + tensor.shape[2] * inner
-        flat = tensor.as_strided((length,), (1,))
+        flat, stride = _without_copy(tensor)
         arrays.append((flat if flat.dtype == torch.int32 else flat.view(torch.int16)).numpy())
-        strides.append(tensor.stride(1))
+        strides.append(stride)
     return tuple(arrays), (strides[0], strides[1])
+
+
+def _without_copy(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """
+    `[B, Hkv, T, ...]` as a flat tensor, without copying what a store with spare room shows, and the elements from one
+    KV head to the next.
+    """
+    if tensor.stride(0) != tensor.shape[1] * tensor.stride(1) or not tensor[0, 0].is_contiguous():
+        tensor = tensor.contiguous()
+    length = (tensor.shape[0] * tensor.shape[1] - 1) * tensor.stride(1) + tensor.shape[2:].numel()
+    return tensor.as_strided((length,), (1,)), tensor.stride(1)
 
 
 def _masks(packed: PackedKV, key_mask: torch.Tensor | None, sinks: int, recent: int, batch: int) -> tuple | None:

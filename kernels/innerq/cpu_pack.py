@@ -75,10 +75,13 @@ def _choose(groups, middle, steps, scales, zeros, codes, other_codes, other_scal
 
 
 @jit()
-def _quantize(counter, numbers, norm, mean, by_channel, hybrid, planes, middle, reach, words, scales, zeros):
+def _quantize(
+    counter, numbers, norm, mean, token_norm, by_channel, hybrid, planes, middle, reach, words, scales, zeros
+):
     """
     Packs `numbers [pairs, N, channels]` tile by tile into `words [pairs, T, rows, bits, width]` and so on, where rows
-    and width are those of `PackedKV`. `by_channel` groups channels of a token (keys), else tokens of a channel.
+    and width are those of `PackedKV`. `by_channel` groups channels of a token (keys), which have `norm` and `mean
+    [pairs, channels]`, else tokens of a channel, which have `token_norm [pairs, T, 32]`.
     """
     pairs, tiles, rows, bits, width = words.shape
     groups, other_scales = np.empty((GROUP, LANES), np.float32), np.empty(LANES, np.int16)
@@ -100,7 +103,10 @@ def _quantize(counter, numbers, norm, mean, by_channel, hybrid, planes, middle, 
                                 number = number - mean[pair, row * GROUP + j]
                             groups[j, lane] = number if norm is None else number / norm[pair, row * GROUP + j]
                         else:
-                            groups[j, lane] = to_float(tokens[j, first + lane])
+                            number = to_float(tokens[j, first + lane])
+                            groups[j, lane] = (
+                                number if token_norm is None else number / to_float(token_norm[pair, tile, j])
+                            )
                 lanes = slice(first, first + LANES)
                 _symmetric(groups, middle, reach, scales[pair, tile, row, lanes], codes)
                 if hybrid:
@@ -170,11 +176,13 @@ def quantize_keys(
     return _to_packed(key, tile, reach=KEY_REACH[bits], by_channel=True, norm=key_norm, mean=key_mean)
 
 
-def quantize_values(value: torch.Tensor, bits: int, hybrid: bool = False) -> Packed:
+def quantize_values(
+    value: torch.Tensor, bits: int, hybrid: bool = False, value_norm: torch.Tensor | None = None
+) -> Packed:
     """As `reference.quantize_values`."""
     if value.shape[-1] % LANES:
-        return reference.quantize_values(value, bits, hybrid)
-    packed = _to_packed(value, (1, bits, value.shape[-1]), hybrid=hybrid, by_channel=False)
+        return reference.quantize_values(value, bits, hybrid, value_norm)
+    packed = _to_packed(value, (1, bits, value.shape[-1]), hybrid=hybrid, by_channel=False, token_norm=value_norm)
     zero = None if packed.zero is None else packed.zero.squeeze(3)
     return Packed(packed.words.squeeze(3), packed.scale.squeeze(3), zero)
 
@@ -188,6 +196,7 @@ def _to_packed(
     reach: float = 1.0,
     norm: torch.Tensor | None = None,
     mean: torch.Tensor | None = None,
+    token_norm: torch.Tensor | None = None,
 ) -> Packed:
     """Quantizes `[B, Hkv, N, channels]` into tiles of `(rows, bits, lanes)`."""
     (batch, heads, tokens), (rows, bits, lanes) = numbers.shape[:3], tile
@@ -198,6 +207,7 @@ def _to_packed(
         to_array(numbers),
         _by_head(norm),
         _by_head(mean),
+        None if token_norm is None else to_array(token_norm.expand(-1, -1, -1, GROUP)),
         by_channel,
         hybrid,
         tuple(reference._planes(bits)),
@@ -219,8 +229,8 @@ def dequantize(packed: PackedKV) -> tuple[torch.Tensor, torch.Tensor]:
     words, scale, zero = packed.value
     tiles = Packed(words.unsqueeze(3), scale.unsqueeze(3), None if zero is None else zero.unsqueeze(3))
     value = _to_numbers(tiles, by_channel=False)
-    if packed.value_unit is not None:
-        value.unflatten(2, (-1, GROUP)).mul_(packed.value_unit[..., None, None])
+    if packed.value_norm is not None:
+        value.unflatten(2, (-1, GROUP)).mul_(packed.value_norm[..., None])
     return (key, value) if packed.alive is None else (key[:, :, packed.alive], value[:, :, packed.alive])
 
 

@@ -21,7 +21,10 @@ import torch
 
 GROUP = 32  # numbers that share a scale; also the tokens that are packed at a time
 SCALE_DTYPE = torch.float16
-LARGEST = 2.0**15  # of a tile's values in its unit: their scales, and what a kernel makes of them, fit into float16
+LARGEST = (
+    2.0**15
+)  # of a tile's values over their norm: their scales, and what a kernel makes of them, fit into float16
+QUIETEST = 2.0**-100  # norm of a token whose values are zeros, which no division minds
 KEY_REACH = {2: 0.8, 3: 0.9, 4: 1.0}  # by bits, see `quantize_keys`
 CHUNK_TILES = 64  # tiles unpacked at a time, so that no step holds more than 2048 tokens in full precision
 
@@ -55,12 +58,12 @@ class PackedKV:
     Attributes:
         key (`Packed`): words `[B, Hkv, T, G, bits, 32 tokens]`, scale `[B, Hkv, T, G, 32]`; holds
             (k - key_mean) / key_norm.
-        value (`Packed`): words `[B, Hkv, T, bits, Dv]`, scale `[B, Hkv, T, Dv]`.
+        value (`Packed`): words `[B, Hkv, T, bits, Dv]`, scale `[B, Hkv, T, Dv]`; holds v / value_norm.
         key_norm, key_mean (`torch.Tensor` of float32, `[B, Hkv, 1, D]`, *optional*): per-channel norm and mean of the
             keys.
         alive (`torch.Tensor` of bool, `[N]`, *optional*): slots that still hold a token; None means all of them.
-        value_unit (`torch.Tensor` of float32, `[B, Hkv, T]`, *optional*): what a tile's values are multiples of, see
-            `value_units`; None means 1.
+        value_norm (`torch.Tensor` of bfloat16, `[B, Hkv, T, 32 or 1]`, *optional*): per-token norm of the values, or
+            one for a tile, see `value_norms`; None means 1.
     """
 
     key: Packed
@@ -68,7 +71,7 @@ class PackedKV:
     key_norm: torch.Tensor | None = None
     key_mean: torch.Tensor | None = None
     alive: torch.Tensor | None = None
-    value_unit: torch.Tensor | None = None
+    value_norm: torch.Tensor | None = None
 
     @property
     def num_slots(self) -> int:
@@ -227,24 +230,35 @@ def quantize_keys(
     return quantize_groups(tiles, bits, reach=KEY_REACH[bits])
 
 
-def quantize_values(value: torch.Tensor, bits: int, hybrid: bool = False) -> Packed:
-    """`value [B, Hkv, N, Dv]` in groups of tokens; N is a multiple of `GROUP`."""
-    tiles = value.unflatten(2, (-1, GROUP)).transpose(-1, -2)  # [B, Hkv, T, Dv, 32]
-    return quantize_groups(tiles, bits, hybrid)
+def quantize_values(
+    value: torch.Tensor, bits: int, hybrid: bool = False, value_norm: torch.Tensor | None = None
+) -> Packed:
+    """value / value_norm in groups of tokens: `value [B, Hkv, N, Dv]`, N a multiple of `GROUP`; see `value_norms`."""
+    tiles = value.unflatten(2, (-1, GROUP))
+    tiles = tiles if value_norm is None else tiles.float() / value_norm.float()[..., None]
+    return quantize_groups(tiles.transpose(-1, -2), bits, hybrid)  # [B, Hkv, T, Dv, 32]
 
 
-def value_units(value: torch.Tensor) -> torch.Tensor:
+def value_norms(value: torch.Tensor, by_token: bool = True) -> torch.Tensor:
     """
-    The power of two, float32 `[B, Hkv, T]`, that takes each tile of `value [B, Hkv, N, Dv]` to `LARGEST` or less: 1
-    nearly always. bfloat16 and float32 hold numbers beyond float16's range, and some models' values are such.
+    What the values of each token are stored as multiples of: the root mean square of its channels in `value [B, Hkv,
+    N, Dv]`, bfloat16 `[B, Hkv, T, 32]` [ours].
+
+    Some tokens (spaces, articles) have values of a tenth of the usual size and get most of a head's attention. In a
+    group they would carry the noise of the loud tokens' step. Over their norms all tokens of a group are alike, and
+    the norm joins the token's weight in p.V. What rounding it to bfloat16 takes away is left in the codes.
+
+    Without `by_token` one norm for a tile, `[B, Hkv, T, 1]`: the power of two that takes its values to `LARGEST` or
+    less, 1 nearly always. bfloat16 and float32 hold numbers beyond float16's range, and some models' values are such.
     """
-    largest = value.unflatten(2, (-1, GROUP)).abs().amax((-1, -2)).float()
-    return (largest / LARGEST).nan_to_num(1.0).clamp(min=1).log2().ceil().exp2()
-
-
-def in_units(value: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-    """`value` with each tile divided by its unit, which is exact, in its own dtype."""
-    return (value.unflatten(2, (-1, GROUP)) / units[..., None, None].to(value.dtype)).flatten(2, 3)
+    tiles = value.unflatten(2, (-1, GROUP))
+    largest = tiles.abs().amax(-1).float()  # [B, Hkv, T, 32]
+    if not by_token:
+        power = (largest.amax(-1, keepdim=True) / LARGEST).nan_to_num(1.0).clamp(min=1).log2().ceil()
+        return power.exp2().bfloat16()
+    size = torch.linalg.vector_norm(tiles, dim=-1, dtype=torch.float32) * value.shape[-1] ** -0.5
+    size = size.where(size.isfinite(), largest).nan_to_num(1.0, posinf=1.0)  # squares overflow before numbers do
+    return size.clamp(min=QUIETEST).bfloat16()
 
 
 def channel_mean(key: torch.Tensor, is_real: torch.Tensor | None = None) -> torch.Tensor:
@@ -281,8 +295,8 @@ def dequantize(packed: PackedKV) -> tuple[torch.Tensor, torch.Tensor]:
     """All living tokens in float32: key `[B, Hkv, tokens, D]`, value `[B, Hkv, tokens, Dv]`."""
     key = dequantize_groups(packed.key).transpose(3, 4).flatten(-2).flatten(2, 3)  # [B, Hkv, N, D]
     value = dequantize_groups(packed.value).transpose(-1, -2)  # [B, Hkv, T, 32, Dv]
-    if packed.value_unit is not None:
-        value = value * packed.value_unit[..., None, None]
+    if packed.value_norm is not None:
+        value = value * packed.value_norm[..., None]
     value = value.flatten(2, 3)  # [B, Hkv, N, Dv]
     if packed.key_norm is not None:
         key = key * packed.key_norm
@@ -393,8 +407,8 @@ def _attend_packed(
 
         codes, offset, step = _decode(value)  # [B, Hkv, t, Dv, 32], [B, Hkv, t, Dv]
         weights = weights.unflatten(-1, (-1, GROUP))  # [B, Hkv, M, t, 32]
-        if packed.value_unit is not None:
-            weights = weights * packed.value_unit[:, :, None, tiles, None]
+        if packed.value_norm is not None:
+            weights = weights * packed.value_norm[:, :, None, tiles]
         sums = torch.einsum("bhmtc,bhtdc->bhmtd", weights, codes)
         acc = (sums * step[:, :, None]).sum(3) + torch.einsum("bhmt,bhtd->bhmd", weights.sum(-1), offset)
         parts.append(Partial(m, l, acc))

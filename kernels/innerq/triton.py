@@ -102,23 +102,27 @@ def _cap(scores, softcap):
 
 
 @triton.jit
-def _add_keys(scores, value, unit, m, l, acc):
-    """One step of the running softmax: `scores [M, n]` in base 2, `value [n, Dv]` in units of `unit [n]` or None."""
+def _add_keys(scores, value, norm, m, l, acc):
+    """One step of the running softmax: `scores [M, n]` in base 2, `value [n, Dv]` over their `norm [n]` or None."""
     new_m = tl.maximum(m, tl.max(scores, 1))
     weights = tl.exp2(scores - new_m[:, None])
     shrink = tl.exp2(m - new_m)
     l = l * shrink + tl.sum(weights, 1)
-    if unit is not None:
-        weights *= unit[None, :]
-    acc = tl.dot(weights.to(value.dtype), value, acc=acc * shrink[:, None])
+    if norm is None:
+        acc = tl.dot(weights.to(value.dtype), value, acc=acc * shrink[:, None])
+    else:  # norms may lie beyond float16, what they are of the largest does not
+        loudest = tl.max(norm, 0)
+        weights *= (norm / loudest)[None, :]
+        acc = acc * shrink[:, None] + tl.dot(weights.to(value.dtype), value) * loudest
     return new_m, l, acc
 
 
 @triton.jit
 def _attend_packed(
     query, head, row, num_rows, scale, softcap, mask, m, l, acc,
-    key_words, key_scale, key_norm, key_mean, value_words, value_scale, value_zero, value_unit, first_tile, end_tile,
+    key_words, key_scale, key_norm, key_mean, value_words, value_scale, value_zero, value_norm, first_tile, end_tile,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, KEY_BITS: tl.constexpr, VALUE_BITS: tl.constexpr,
+    NORM_WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Tiles `first_tile` to `end_tile` of one head. Its packed tensors are given from the head's first element on."""
@@ -166,10 +170,12 @@ def _attend_packed(
             None if value_zero is None else value_zero + channels,
             (tile < end_tile - first) & (value_channel < VALUE_DIM), VALUE_DIM, VALUE_BITS,
         )  # fmt: skip
-        unit = None
-        if value_unit is not None:
-            unit = tl.load(value_unit + first + slot // 32, slot < (end_tile - first) * 32, 1.0)
-        m, l, acc = _add_keys(scores, value, unit, m, l, acc)
+        norm = None
+        if value_norm is not None:
+            where = _pair_order(slot) if NORM_WIDTH == 32 else slot // 32
+            norm = tl.load(value_norm + first * NORM_WIDTH + where, slot < (end_tile - first) * 32, 0.0)
+            norm = norm.to(tl.float32)
+        m, l, acc = _add_keys(scores, value, norm, m, l, acc)
     return m, l, acc
 
 
@@ -204,11 +210,12 @@ def _attend_window(
 # Lengths change with every token; a kernel compiled for multiples of 16 would be compiled again on the way.
 @triton.jit(do_not_specialize=["num_tiles", "tiles_per_program", "num_sinks", "num_recent", "num_rows", "q_len"])
 def _attend_range(
-    query, key_words, key_scale, key_norm, key_mean, value_words, value_scale, value_zero, value_unit,
+    query, key_words, key_scale, key_norm, key_mean, value_words, value_scale, value_zero, value_norm,
     sink_key, sink_value, recent_key, recent_value, mask, part_out, part_lse,
     scale, softcap, num_tiles, tiles_per_program, num_sinks, num_recent, num_rows, q_len, kv_heads,
-    key_words_stride, key_scale_stride, value_words_stride, value_scale_stride, value_unit_stride,
+    key_words_stride, key_scale_stride, value_words_stride, value_scale_stride, value_norm_stride,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, KEY_BITS: tl.constexpr, VALUE_BITS: tl.constexpr,
+    NORM_WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Program (part, head, block of rows): part 0 is both windows, part p the packed slots of range p - 1."""
@@ -244,15 +251,15 @@ def _attend_range(
             mask += num_sinks
         if value_zero is not None:
             value_zero += head * value_scale_stride
-        if value_unit is not None:
-            value_unit += head * value_unit_stride
+        if value_norm is not None:
+            value_norm += head * value_norm_stride
         first_tile = (part - 1) * tiles_per_program
         m, l, acc = _attend_packed(
             query, head, row, num_rows, scale, softcap, mask, m, l, acc,
             key_words + head * key_words_stride, key_scale + head * key_scale_stride, key_norm, key_mean,
-            value_words + head * value_words_stride, value_scale + head * value_scale_stride, value_zero, value_unit,
+            value_words + head * value_words_stride, value_scale + head * value_scale_stride, value_zero, value_norm,
             first_tile, tl.minimum(first_tile + tiles_per_program, num_tiles),
-            HEAD_DIM, VALUE_DIM, KEY_BITS, VALUE_BITS, BLOCK_M, BLOCK_N,
+            HEAD_DIM, VALUE_DIM, KEY_BITS, VALUE_BITS, NORM_WIDTH, BLOCK_M, BLOCK_N,
         )  # fmt: skip
 
     channel = tl.arange(0, BLOCK_V)
@@ -349,7 +356,7 @@ def packed_attention(
     key_words, key_scale = packed.key.words.flatten(0, 1), packed.key.scale.flatten(0, 1)
     value_words, value_scale = packed.value.words.flatten(0, 1), packed.value.scale.flatten(0, 1)
     value_zero = None if packed.value.zero is None else packed.value.zero.flatten(0, 1)
-    value_unit = None if packed.value_unit is None else packed.value_unit.flatten(0, 1)
+    value_norm = None if packed.value_norm is None else packed.value_norm.flatten(0, 1)
     num_sinks, num_recent = sink_key.shape[2], recent_key.shape[2]
     part_out = query.new_empty(batch * kv_heads, num_parts, num_rows, value_dim, dtype=torch.float32)
     part_lse = query.new_empty(batch * kv_heads, num_parts, num_rows, dtype=torch.float32)
@@ -357,14 +364,15 @@ def packed_attention(
     with torch.cuda.device_of(query):  # Triton launches on the current device, not on its arguments'
         _attend_range[(num_parts, batch * kv_heads, row_blocks)](
             query.contiguous(), key_words, key_scale, packed.key_norm, packed.key_mean,
-            value_words, value_scale, value_zero, value_unit,
+            value_words, value_scale, value_zero, value_norm,
             sink_key.contiguous(), sink_value.contiguous(), recent_key.contiguous(), recent_value.contiguous(),
             _slot_mask(packed, key_mask, batch, num_sinks, num_recent), part_out, part_lse,
             scale * LOG2_E.value, None if softcap is None else softcap * LOG2_E.value,
             num_tiles, tiles_per_program, num_sinks, num_recent, num_rows, q_len, kv_heads,
             key_words.stride(0), key_scale.stride(0), value_words.stride(0), value_scale.stride(0),
-            0 if value_unit is None else value_unit.stride(0),
+            0 if value_norm is None else value_norm.stride(0),
             HEAD_DIM=head_dim, VALUE_DIM=value_dim, KEY_BITS=packed.key.bits, VALUE_BITS=packed.value.bits,
+            NORM_WIDTH=1 if value_norm is None else value_norm.shape[2],
             BLOCK_M=blocks.rows, BLOCK_N=blocks.tokens, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
         )  # fmt: skip
         _merge_parts[(num_rows, batch * kv_heads)](
@@ -435,7 +443,7 @@ def _fold_sum(x):
 
 @triton.jit
 def _quantize_lanes(
-    groups, key_norm, key_mean, words, scale, zero, num_groups, num_lanes, kv_heads,
+    groups, key_norm, key_mean, value_norm, words, scale, zero, num_groups, num_lanes, kv_heads,
     stride_batch, stride_head, stride_tile, stride_group, stride_lane, stride_number,
     BITS: tl.constexpr, HYBRID: tl.constexpr, REACH: tl.constexpr,
 ):  # fmt: skip
@@ -454,6 +462,9 @@ def _quantize_lanes(
         x -= tl.load(key_mean + (head * num_groups + group) * 32 + number)[None, :]
     if key_norm is not None:
         norm = tl.load(key_norm + (head * num_groups + group) * 32 + number)
+        x = tl.div_rn(x, tl.broadcast_to(norm[None, :], [32, 32]))
+    if value_norm is not None:
+        norm = tl.load(value_norm + (head * tl.num_programs(0) + tile) * 32 + number).to(tl.float32)
         x = tl.div_rn(x, tl.broadcast_to(norm[None, :], [32, 32]))
 
     middle: tl.constexpr = _code_of_zero(BITS)
@@ -492,13 +503,16 @@ def quantize_keys(
 ) -> Packed:
     """`reference.quantize_keys`, bit for bit."""
     tiles = key.unflatten(-1, (-1, GROUP)).unflatten(2, (-1, GROUP)).transpose(3, 4)  # [B, Hkv, T, G, token, channel]
-    return _quantize(tiles, bits, key_norm, key_mean, hybrid=False, reach=KEY_REACH[bits])
+    return _quantize(tiles, bits, key_norm, key_mean, None, hybrid=False, reach=KEY_REACH[bits])
 
 
-def quantize_values(value: torch.Tensor, bits: int, hybrid: bool = False) -> Packed:
+def quantize_values(
+    value: torch.Tensor, bits: int, hybrid: bool = False, value_norm: torch.Tensor | None = None
+) -> Packed:
     """`reference.quantize_values`, bit for bit."""
+    value_norm = None if value_norm is None else value_norm.expand(-1, -1, -1, GROUP).contiguous()
     tiles = value.unflatten(2, (-1, GROUP)).transpose(-1, -2)  # [B, Hkv, T, Dv, token]
-    words, scale, zero = _quantize(tiles.unsqueeze(3), bits, None, None, hybrid, reach=1.0)
+    words, scale, zero = _quantize(tiles.unsqueeze(3), bits, None, None, value_norm, hybrid, reach=1.0)
     return Packed(words.squeeze(3), scale.squeeze(3), None if zero is None else zero.squeeze(3))
 
 
@@ -507,6 +521,7 @@ def _quantize(
     bits: int,
     key_norm: torch.Tensor | None,
     key_mean: torch.Tensor | None,
+    value_norm: torch.Tensor | None,
     hybrid: bool,
     reach: float,
 ) -> Packed:
@@ -517,7 +532,8 @@ def _quantize(
     zero = torch.empty_like(scale) if hybrid else None
     with torch.cuda.device_of(groups):
         _quantize_lanes[(num_tiles, batch * kv_heads, num_groups * triton.cdiv(num_lanes, 32))](
-            groups, key_norm, key_mean, words, scale, zero, num_groups, num_lanes, kv_heads, *groups.stride(),
+            groups, key_norm, key_mean, value_norm, words, scale, zero, num_groups, num_lanes, kv_heads,
+            *groups.stride(),
             # A fused multiply-add would round the errors otherwise than the reference.
             BITS=bits, HYBRID=hybrid, REACH=reach, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
@@ -544,14 +560,15 @@ def example_calls() -> None:
     ):
         value = empty(1, kv_heads, tokens, dim, dtype=dtype)
         key, norm = fill_groups(value), fill_groups(empty(1, kv_heads, 1, dim, dtype=torch.float32))
-        unit = empty(1, kv_heads, tokens // GROUP, dtype=torch.float32)
+        # The paper's presets have one norm for a tile.
+        value_norm = empty(1, kv_heads, tokens // GROUP, 32 if key_bits == 4 else 1, dtype=torch.bfloat16)
         packed = PackedKV(
             quantize_keys(key, key_bits, norm, norm),
-            quantize_values(value, value_bits, hybrid),
+            quantize_values(value, value_bits, hybrid, value_norm),
             norm,
             norm,
             None,
-            unit,
+            value_norm,
         )
         query = empty(1, kv_heads * rows, 1, dim, dtype=dtype)
         sink, recent = (empty(1, kv_heads, n, dim, dtype=dtype) for n in (32, 97))

@@ -1,6 +1,7 @@
 """A saved cache: the same tokens after loading, and no half-read, foreign or damaged one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ def ids(tokens: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, 97, (batch, tokens), generator=torch.Generator().manual_seed(seed))
 
 
-def filled(tokens: int = 300, batch: int = 1) -> InnerQCache:
-    cache = InnerQCache(CONFIG, SETTINGS)
+def filled(tokens: int = 300, batch: int = 1, settings: InnerQConfig = SETTINGS) -> InnerQCache:
+    cache = InnerQCache(CONFIG, settings)
     generator = torch.Generator().manual_seed(tokens)
     for layer in range(2):
         cache.update(*(torch.randn(batch, 2, tokens, 64, generator=generator).bfloat16() for _ in range(2)), layer)
@@ -134,17 +135,18 @@ def test_the_cache_of_another_model_is_refused_and_told_apart(path):
 
 def test_another_format_version_is_refused(path):
     filled().save(path)
-    rewrite_header(path, format_version=4)
-    with pytest.raises(ValueError, match=r"format version 4.*reads \(1, 2, 3\)"):
+    rewrite_header(path, format_version=5)
+    with pytest.raises(ValueError, match=r"format version 5.*reads \(1, 2, 3, 4\)"):
         InnerQCache.load(path, CONFIG)
 
 
 def test_the_first_format_version_is_still_read(path):
-    cache = filled()
+    cache = filled(settings=replace(SETTINGS, normalize_values=False))
     cache.save(path)
-    with safe_open(path, framework="pt") as file:  # it had no units of values
+    with safe_open(path, framework="pt") as file:  # it had no norms of values
         header = json.loads(file.metadata()[saving.HEADER])
-        tensors = {name: file.get_tensor(name) for name in file.keys() if "unit" not in name}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys() if "value.norm" not in name}  # noqa: SIM118
+    del header["innerq"]["normalize_values"]
     header |= {"format_version": 1, "checksum": saving._checksum(tensors)}
     save_file(tensors, path, metadata={saving.HEADER: json.dumps(header)})
     loaded = InnerQCache.load(path, CONFIG)

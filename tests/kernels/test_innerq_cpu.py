@@ -84,10 +84,11 @@ def test_learned_sinks_and_capped_logits_are_those_of_the_reference(sinks, softc
     check(normal(2, 6, q_len, 64, seed=3) * 5, packed, windows(packed), mask, sinks=learned, softcap=softcap)
 
 
-def test_values_are_multiplied_by_the_unit_of_their_tile(packed, query):
-    units = torch.ones(2, 2, packed.num_slots // GROUP + 1)[:, :, :-1]
-    units[1, 0, 3], units[0, 1, -1] = 2.0**20, 4
-    scaled = replace(packed, value_unit=units)
+@pytest.mark.parametrize("width", [1, GROUP])
+def test_values_are_multiplied_by_the_norm_of_their_token_or_tile(packed, query, width):
+    norm = normal(2, 2, packed.num_slots // GROUP + 1, width, seed=5).abs().add(0.1).bfloat16()[:, :, :-1]
+    norm[1, 0, 3], norm[0, 1, -1] = 2.0**20, 4
+    scaled = replace(packed, value_norm=norm)
     check(query, scaled, windows(packed))
     for got, plain in zip(cpu.dequantize(scaled), reference.dequantize(scaled), strict=True):
         assert torch.equal(got, plain)
@@ -235,10 +236,11 @@ def test_the_quantizer_makes_the_bits_of_the_reference(dtype, bits):
     norm = reference.channel_norm(key, mean)
     for taken in ((), (norm,), (None, mean), (norm, mean)):
         assert_same_bits(cpu.quantize_keys(key, bits, *taken), reference.quantize_keys(key, bits, *taken))
-    for hybrid in (False, True):
-        expected = reference.quantize_values(value, bits, hybrid)
-        assert_same_bits(cpu.quantize_values(value, bits, hybrid), expected)
-        packed = PackedKV(reference.quantize_keys(key, bits, norm, mean), expected, norm, mean)
+    for hybrid, by_token in ((False, False), (True, False), (True, True), (False, True)):
+        value_norm = reference.value_norms(value, by_token)
+        expected = reference.quantize_values(value, bits, hybrid, value_norm)
+        assert_same_bits(cpu.quantize_values(value, bits, hybrid, value_norm), expected)
+        packed = PackedKV(reference.quantize_keys(key, bits, norm, mean), expected, norm, mean, None, value_norm)
         for got, plain in zip(cpu.dequantize(packed), reference.dequantize(packed), strict=True):
             assert torch.equal(got, plain)
 

@@ -151,15 +151,37 @@ def test_values_beyond_float16_keep_their_relative_error(dtype, largest):
     value = random_groups(1, 2, 96, 2).flatten(-2)
     value[:, 1, 32:64] *= largest
     value = value.to(dtype)
-    units = reference.value_units(value)
-    assert torch.equal(units == 1, torch.tensor([[[True, True, True], [True, False, True]]]))
-    packed = replace(make_packed(1, 2, 3, 64, 64, normalize=True, hybrid=False), value_unit=units)
-    packed = replace(packed, value=reference.quantize_values(reference.in_units(value, units), 3))
+    norm = reference.value_norms(value, by_token=False)
+    assert torch.equal(norm[..., 0] == 1, torch.tensor([[[True, True, True], [True, False, True]]]))
+    packed = replace(make_packed(1, 2, 3, 64, 64, normalize=True, hybrid=False), value_norm=norm)
+    packed = replace(packed, value=reference.quantize_values(value, 3, value_norm=norm))
     back = reference.dequantize(packed)[1]
     for tile in range(3):
         rows = slice(tile * GROUP, (tile + 1) * GROUP)
         step = value[:, :, rows].float().abs().amax(2, keepdim=True) / 3
         assert ((back[:, :, rows] - value[:, :, rows].float()).abs() <= 0.51 * step).all()
+
+
+@pytest.mark.parametrize("largest", [1.0, 1e-3, 1e6, 1e25])
+def test_with_norms_every_token_has_an_error_of_its_own_size(largest):
+    value = random_groups(1, 2, 96, 2).flatten(-2)
+    value[:, :, 10:20] *= largest
+    norm = reference.value_norms(value)
+    packed = replace(make_packed(1, 2, 3, 64, 64, normalize=True, hybrid=False), value_norm=norm)
+    back = reference.dequantize(replace(packed, value=reference.quantize_values(value, 3, value_norm=norm)))[1]
+    error = (back.double() - value).norm(dim=-1) / value.double().norm(dim=-1)
+    assert error.max() < 0.5
+
+
+def test_silent_tokens_stay_silent_and_infinite_ones_harm_no_other():
+    value = torch.ones(1, 1, 32, 64)
+    value[:, :, 3], value[:, :, 7, 0] = 0, float("inf")
+    norm = reference.value_norms(value)
+    assert norm.isfinite().all()
+    packed = replace(make_packed(1, 1, 1, 64, 64, normalize=True, hybrid=False), value_norm=norm)
+    back = reference.dequantize(replace(packed, value=reference.quantize_values(value, 3, value_norm=norm)))[1]
+    assert back[:, :, 3].abs().max() < 1e-20
+    torch.testing.assert_close(back[:, :, :3, 1:], value[:, :, :3, 1:], rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("head_dim, value_dim", [(64, 64), (96, 96), (128, 128), (256, 256), (96, 80)])

@@ -107,11 +107,12 @@ def test_learned_sinks_and_capped_logits_are_those_of_the_reference(device, gene
     check(device, query * 3, packed, exact, padding(packed, exact, 50), sinks=learned, softcap=softcap)
 
 
-def test_values_are_multiplied_by_the_unit_of_their_tile(device, generator):
+@pytest.mark.parametrize("width", [1, GROUP])
+def test_values_are_multiplied_by_the_norm_of_their_token_or_tile(device, generator, width):
     query, packed, exact = make_case(generator, head_dim=64, ratio=2, tiles=5)
-    units = torch.ones(2, 2, 7)[:, :, :5]  # with spare room behind
-    units[1, 0, 3], units[0, 1, 4] = 16, 4
-    check(device, query, replace(packed, value_unit=units), exact, tolerance=2e-2)
+    norm = torch.rand(2, 2, 7, width, generator=generator).add(0.1).bfloat16()[:, :, :5]  # with spare room behind
+    norm[1, 0, 3], norm[0, 1, 4] = 1000, 4
+    check(device, query, replace(packed, value_norm=norm), exact, tolerance=2e-2)
 
 
 @pytest.mark.parametrize("sinks, tiles, recent", [(0, 1, 1), (1, 2, 2), (32, 3, 63), (64, 4, 64), (65, 5, 127)])
@@ -202,8 +203,9 @@ def test_keys_are_quantized_bit_by_bit_like_the_reference(device, generator, bit
 @pytest.mark.parametrize("dtype, hybrid", [(torch.float32, True), (torch.bfloat16, True), (torch.float16, False)])
 def test_values_are_quantized_bit_by_bit_like_the_reference(device, generator, bits, dtype, hybrid):
     value = awkward(64, 80, dtype, generator)
-    got = kernels.quantize_values(value.to(device), bits, hybrid)
-    assert same_bits(got, reference.quantize_values(value, bits, hybrid))
+    for norm in (None, reference.value_norms(value), reference.value_norms(value, by_token=False)):
+        got = kernels.quantize_values(value.to(device), bits, hybrid, move(norm, device))
+        assert same_bits(got, reference.quantize_values(value, bits, hybrid, norm))
 
 
 # The interpreter has no bfloat16 products, and nothing to wait for.
