@@ -263,6 +263,11 @@ def tensor_parallel_plan(model: PreTrainedModel) -> dict[str, str]:
     return dict(getattr(model, "tp_plan", None) or {})
 
 
+def kv_views(allocator: Any, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values `[rows, heads, head_dim]` of a layer in the pool of continuous batching, from an allocator."""
+    return allocator._kv_token_views[layer]
+
+
 def is_sharded(model: PreTrainedModel) -> bool:
     """Whether transformers has split the model over processes when it loaded it."""
     return getattr(model, "_device_mesh", None) is not None or bool(getattr(model, "_tp_size", None))

@@ -1,5 +1,6 @@
 """A group of gloo processes for a test: started from one that has imported everything, and ended whatever happens."""
 
+import faulthandler
 import multiprocessing
 import os
 import tempfile
@@ -25,21 +26,25 @@ def run(num_processes: int, function: Callable, *args: Any, timeout: float = 90.
     Raises:
         AssertionError: if one of them fails or does not end in time, with its traceback. None is left behind.
     """
+    timeout *= TIMEOUT / 10
     with tempfile.TemporaryDirectory() as folder:
         started = [
-            _start(rank, num_processes, Path(folder) / "store", function, args) for rank in range(num_processes)
+            _start(rank, num_processes, Path(folder) / "store", timeout, function, args)
+            for rank in range(num_processes)
         ]
         try:
-            return _collect(started, time.monotonic() + timeout * TIMEOUT / 10)
+            return _collect(started, time.monotonic() + timeout)
         finally:
             for process, _ in started:
                 process.kill()
                 process.join(5)
 
 
-def _start(rank: int, size: int, store: Path, function: Callable, args: tuple) -> tuple[Any, Any]:
+def _start(rank: int, size: int, store: Path, timeout: float, function: Callable, args: tuple) -> tuple[Any, Any]:
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_main, args=(theirs, rank, size, str(store), function, args), daemon=True)
+    process = context.Process(
+        target=_main, args=(theirs, rank, size, str(store), timeout, function, args), daemon=True
+    )
     process.start()
     theirs.close()
     return process, ours
@@ -60,12 +65,13 @@ def _collect(started: list[tuple[Any, Any]], deadline: float) -> list[Any]:
     return [results[rank] for rank in range(len(started))]
 
 
-def _main(pipe: Any, rank: int, size: int, store: str, function: Callable, args: tuple) -> None:
+def _main(pipe: Any, rank: int, size: int, store: str, timeout: float, function: Callable, args: tuple) -> None:
     import torch
     import torch.distributed as dist
 
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(timeout - 2, exit=False)
     try:
         limit = timedelta(seconds=TIMEOUT)
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=limit)
