@@ -44,6 +44,7 @@ CROP_REFUSES_A_LENGTH = Version("5.18.0") <= INSTALLED
 CACHE_NAMES = ("cache", "past_key_values")  # of a model's argument and output: since 5.24, and before
 
 PREPARE_CACHE = "_prepare_cache_for_generation"  # the method in which generate() makes a cache
+CONTINUOUS_BATCHING = "init_continuous_batching"  # the method in which a model makes its engine
 _PREPARE_ARGUMENTS = ["generation_config", "model_kwargs", "generation_mode", "batch_size", "max_cache_length"]
 
 

@@ -12,6 +12,7 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 from transformers.utils import logging
 
 from .. import compat
+from ..attention import ATTENTION_NAME
 from ..scheduling import Policy, Snapshot, make_policy
 from .engine import Engine
 from .front import Front
@@ -325,7 +326,7 @@ class FlyingManager(Engine):
 
 def _check(model: PreTrainedModel, config: ContinuousBatchingConfig) -> None:
     name = type(model).__name__
-    if compat.attention_name(compat.decoder_of(model)) == "infeco":
+    if compat.attention_name(compat.decoder_of(model)) == ATTENTION_NAME:
         raise ValueError(
             f"This {name} is patched, and paged caches of continuous batching do not run on hf_infeco's attention. "
             "Call hf_infeco.unpatch(model) first; ParallelSwitcher switches a patched model for generate()."

@@ -132,6 +132,11 @@ class Pool:
 
     # ------------------------------------------------------------ keys and values of one request
 
+    def bytes_per_token(self) -> int:
+        """Of all heads and layers."""
+        numbers = sum(len(each.layer_indices) * each.head_dim for each in self.cache.cache_allocators.values())
+        return 2 * numbers * self.plan.num_key_value_heads * self.cache.dtype.itemsize
+
     def shape(self, name: str, num_tokens: int, num_heads: int) -> tuple[int, int, int, int, int]:
         """Of what `read` returns for an attention type: layers, keys and values, tokens, heads, head_dim."""
         allocator = self.cache.cache_allocators[name]

@@ -109,9 +109,9 @@ class Window:
         }
 
     def _bytes_to_move(self, holding: Holding) -> int:
-        token = sum(each.bytes_per_block // each.tokens_per_page for each in self.pool.cache.cache_allocators.values())
-        others = self.target - 1 if len(holding.ranks) == 1 else 1
-        return token * holding.num_tokens * others
+        """By what all processes know alike: with uneven heads, each one's own blocks would tell it something else."""
+        stays = 1 / max(len(holding.ranks), self.target)
+        return int(self.pool.bytes_per_token() * holding.num_tokens * (1 - stays))
 
     def exchange(self) -> None:
         """Sends and receives heads, so that each process of a new group has those of its seat."""

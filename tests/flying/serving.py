@@ -1,7 +1,11 @@
 """What the processes of the serving tests do: random schedules, and things that go wrong."""
 
+import contextlib
+import io
 import random
+import runpy
 import time
+from pathlib import Path
 
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -96,7 +100,7 @@ def serve(name: str, seeds: list[int], max_width: int, **changes) -> dict:
 def serving_session() -> dict:
     return {
         "llama": serve("llama", [0, 1, 2], 4),
-        "uneven": serve("llama", [3, 4], 2, **UNEVEN),
+        "uneven": stress(3, 2)["uneven"],
         "gemma3": serve("gemma3", [5, 6], 2),
         "phi3": serve("phi3", [7], 2),
         "refusals": refusals(),
@@ -204,3 +208,22 @@ def refusals() -> dict[str, str]:
         "patched": _message(lambda: manager_of(patched)),
         "blocks": _message(lambda: manager_of(build("llama"), num_blocks=None)),
     }
+
+
+def example() -> str:
+    """What the example prints, on two processes that are there already."""
+    names = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "serve_and_switch.py"))
+    manager = FlyingManager(build("llama"), continuous_batching_config=names["POOL"], timeout=TIMEOUT)
+    manager.start()
+    if not manager.is_front:
+        manager.wait(20 * TIMEOUT)
+        return ""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        names["serve"](manager, [[2, 3, 4], [5, 6]], 100)
+    manager.stop()
+    return printed.getvalue()
+
+
+def stress(first: int, count: int) -> dict:
+    """`count` schedules of a model whose heads do not divide, from seed `first` on."""
+    return {"uneven": serve("llama", list(range(first, first + count)), 2, **UNEVEN)}

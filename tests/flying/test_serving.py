@@ -86,3 +86,8 @@ def test_when_a_process_dies_its_requests_fail_and_the_others_serve_on(width):
     assert found["errors"] and found["again"] == found["text"]
     assert found["took"] < processes.TIMEOUT
     assert "cannot change any more" in found["refused"]
+
+
+def test_the_example_answers_and_switches():
+    printed = processes.run(2, serving.example)[0]
+    assert "2 of 2 prompts answered" in printed and "width 2: waited" in printed
