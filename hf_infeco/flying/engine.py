@@ -105,7 +105,7 @@ class Engine(ContinuousBatchingManager):
             is_ready = self._let_in()
             with self.pause() if is_ready else nullcontext():
                 parked = time.perf_counter()
-                flip = self._move(window, target, costs, is_ready)
+                self._move(window, target, costs, is_ready)
                 dist.barrier(group=self._world)
         except Disagreement:
             raise
@@ -118,7 +118,7 @@ class Engine(ContinuousBatchingManager):
                 "width": target,
                 "wait_s": parked - start,
                 "window_s": now - parked,
-                "flip_s": flip,
+                "flip_s": window.flip_s,
                 "bytes": window.moved_bytes,
                 "recomputed": window.num_recomputed,
                 "requests": len(window.active),
@@ -140,7 +140,7 @@ class Engine(ContinuousBatchingManager):
         except RuntimeError:
             return False
 
-    def _move(self, window: Window, target: int, costs: Costs, is_ready: bool) -> float:
+    def _move(self, window: Window, target: int, costs: Costs, is_ready: bool) -> None:
         window.gather(target, is_ready)
         error: BaseException | None = None
         try:
@@ -149,20 +149,16 @@ class Engine(ContinuousBatchingManager):
         except Exception as caught:
             error = caught
         self._go_on(window, error, "staging")
-        start = time.perf_counter()
         try:
             window.move_in()
-            start = time.perf_counter()
             self._adopt_width()
         except Exception as caught:
             error = caught
-        flip = time.perf_counter() - start
         self._go_on(window, error, "moving in")
         if target > 1:
             share_random_state(self.switcher.groups[target])
         else:
             torch.manual_seed(int(torch.randint(2**31, (), device="cpu")) + dist.get_rank())
-        return flip
 
     def _go_on(self, window: Window, error: BaseException | None, step: str) -> None:
         """Votes; where one process failed, all take the switch back."""

@@ -1,5 +1,6 @@
 """One switch, while all loops are parked: requests and KV go to the new groups, or everything stays as it was."""
 
+import time
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -61,6 +62,7 @@ class Window:
         self.world, self.data, self.limit = world, data, timedelta(seconds=timeout)
         self.rank = dist.get_rank()
         self.moved_bytes = self.num_recomputed = 0
+        self.flip_s = 0.0
         self._undo: list[Any] = []
 
     # ------------------------------------------------------------ before anything is changed
@@ -199,7 +201,9 @@ class Window:
         scheduler.waiting_requests_order.clear()
         scheduler.waiting_requests_order.extend(state.request_id for state in waiting)
         scheduler.starved_requests, scheduler.block_new_requests = [], False
+        start = time.perf_counter()
         self.switcher.flip(self.target)
+        self.flip_s = time.perf_counter() - start
 
     def owners(self) -> dict[str, int]:
         """Who drives each request after the switch."""
