@@ -164,7 +164,7 @@ class Overlay:
             forward = vars(module).pop("forward")
             if own is not None:
                 vars(module)["forward"] = own
-        before = {name: module._parameters[name] for name in parameters}
+        before = {name: module.get_parameter(name) for name in parameters}
         addresses = {name: value.data_ptr() for name, value in before.items()}
         self.swaps.append(_Swap(module, parameters, forward, before, addresses, own))
 

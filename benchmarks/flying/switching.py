@@ -83,10 +83,10 @@ def _switched_text(manager: FlyingManager, ids: list[int], new: int, costs: Any)
     output, seen = None, 0
     while output is None or not output.is_finished():
         output = manager.get_result(timeout=0.1) or output
-        if costs and output is not None and not output.is_finished() and len(output.generated_tokens) >= 2 + 2 * seen:
-            if seen < 2:
-                manager.switch(2 if manager.width == 1 else 1)
-                seen += 1
+        is_going_on = output is not None and not output.is_finished()
+        if costs and seen < 2 and is_going_on and len(output.generated_tokens) >= 2 + 2 * seen:
+            manager.switch(2 if manager.width == 1 else 1)
+            seen += 1
     manager.costs = measured
     if manager.width != 1:
         manager.switch(1)

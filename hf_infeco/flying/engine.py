@@ -79,7 +79,7 @@ class Engine(ContinuousBatchingManager):
 
     def _swap_seconds(self, size: int, peer: int, block: torch.Tensor) -> float:
         def swap() -> None:
-            outgoing = dist.isend(block[:size].clone(), peer, group=self._data)
+            outgoing: Any = dist.isend(block[:size].clone(), peer, group=self._data)
             dist.recv(block[:size], peer, group=self._data)
             outgoing.wait()
 

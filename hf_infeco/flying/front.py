@@ -32,7 +32,7 @@ class Front:
 
     def __init__(self, world: int):
         self.lock = threading.RLock()
-        self.groups = {rank: (rank,) for rank in range(world)}
+        self.groups: dict[int, tuple[int, ...]] = {rank: (rank,) for rank in range(world)}
         self.is_open = True
         self._entries: dict[str, Entry] = {}
 

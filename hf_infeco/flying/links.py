@@ -32,7 +32,7 @@ class Links:
         self._locks: dict[int, threading.Lock] = {}
         rank, world = dist.get_rank(), dist.get_world_size()
         listener = self._listen() if rank == FRONT else None
-        invitation = [(listener.address, self._key) if listener else None]
+        invitation: list[Any] = [(listener.address, self._key) if listener else None]
         dist.broadcast_object_list(invitation, FRONT, group=group)
         if listener is None:
             address, key = invitation[0]

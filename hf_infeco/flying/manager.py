@@ -84,7 +84,7 @@ class FlyingManager(Engine):
         self._links.start()
         self._spawn(self._watch, self._recovered)
         if self.is_front and self.policy is not None:
-            self._spawn(self._follow_policy)
+            self._spawn(self._follow_policy, self.policy)
 
     def _spawn(self, target: Any, *args: Any) -> None:
         threading.Thread(target=target, args=args, name=f"flying-{target.__name__}", daemon=True).start()
@@ -264,9 +264,9 @@ class FlyingManager(Engine):
             except RuntimeError as error:
                 logger.warning(f"Process {self.rank} did not switch to width {width}: {error}")
 
-    def _follow_policy(self) -> None:
+    def _follow_policy(self, policy: Policy) -> None:
         while not self._stopped.wait(POLICY_INTERVAL):
-            decision = self.policy.decide(self.snapshot())
+            decision = policy.decide(self.snapshot())
             with self._front.lock:
                 self._front.is_open = decision.admits
                 self._dispatch()

@@ -1,6 +1,6 @@
 """What a request carries beyond transformers' own state, the order in which requests start, and where answers go."""
 
-from collections import deque
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +25,8 @@ class FlyingState(RequestState):
 
     def create_equivalent_initial_request(self) -> "FlyingState":
         """The same request with its answer so far as part of its prompt, to be computed again."""
-        again = super().create_equivalent_initial_request()
-        values = {**vars(again), "priority": self.priority}
-        state = object.__new__(FlyingState)
-        vars(state).update(values)
+        state = copy.copy(self)  # transformers makes one of its own class, which knows no priority
+        state.__dict__.update(vars(super().create_equivalent_initial_request()))
         return state
 
     @property
@@ -45,7 +43,9 @@ class PriorityScheduler(FIFOScheduler):
         def rank(request_id: str) -> int:
             return -getattr(self.waiting_requests[request_id], "priority", 0)
 
-        self.waiting_requests_order = deque(sorted(self.waiting_requests_order, key=rank))  # stable
+        order = sorted(self.waiting_requests_order, key=rank)  # stable
+        self.waiting_requests_order.clear()
+        self.waiting_requests_order.extend(order)
         return super().schedule_batch(token_budget, cache_budget)
 
 

@@ -52,7 +52,7 @@ DIMENSIONS = {"interleaved_colwise": -1, "inner_rowwise": 1, "heads": 0}
 
 def view(part: Part, name: str, seat: Seat) -> torch.Tensor:
     """The slice of one parameter. Shares its storage, unless it is `once` or a stated copy of packed experts."""
-    style, full = part.parameters[name], part.module._parameters[name].data
+    style, full = part.parameters[name], part.module.get_parameter(name).data
     if style == "once":  # a bias behind a sum over processes, which only one may add
         return full if seat.rank == 0 else torch.zeros_like(full)
     if style == PACKED:
@@ -87,7 +87,7 @@ def _packed(part: Part, full: torch.Tensor, seat: Seat) -> torch.Tensor:
 
 
 def packed_experts(
-    module: nn.Module,
+    module: Any,
     group: Any,
     hidden_states: torch.Tensor,
     top_k_index: torch.Tensor,

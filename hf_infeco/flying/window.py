@@ -118,7 +118,8 @@ class Window:
     def exchange(self) -> None:
         """Sends and receives heads, so that each process of a new group has those of its seat."""
         self.arrived: dict[str, dict[str, torch.Tensor]] = {}
-        pending, kept_alive = [], []
+        pending: list[Any] = []
+        kept_alive: list[torch.Tensor] = []  # what is being sent
         for holding, driver in zip(self.holdings, self.drivers, strict=False):  # drivers of waiting ones come last
             if holding.request_id in self.recomputed or not holding.num_tokens:
                 continue
@@ -136,7 +137,8 @@ class Window:
         )
 
     def _move(self, holding: Holding, move: Transfer, kept_alive: list[torch.Tensor]) -> list[Any]:
-        works, old_first = [], self._first_head(holding)
+        works: list[Any] = []
+        old_first = self._first_head(holding)
         for name in self.pool.cache.cache_allocators:
             if move.source == self.rank:
                 part = self.staged[holding.request_id][name].narrow(3, move.first - old_first, move.last - move.first)

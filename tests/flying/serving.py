@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import random
 import runpy
 import time
 from pathlib import Path
@@ -10,13 +9,12 @@ from pathlib import Path
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 import hf_infeco
+from hf_infeco.benchmarks.flying.schedules import MOVES, alone, answers, schedule
 from hf_infeco.flying import FlyingManager
-from hf_infeco.flying.window import Costs
 
 from .models import UNEVEN, build, prompt
 from .processes import TIMEOUT
 
-MOVES, COMPUTES = Costs(0.0, 0.0, 1.0), Costs(1.0, 1.0, 0.0)
 POOL = dict(page_size=16, num_blocks=40, max_batch_tokens=64)
 
 
@@ -29,67 +27,13 @@ def manager_of(model, policy=None, max_width=None, **config) -> FlyingManager:
     return manager
 
 
-def alone(model, ids: list[int], new: int) -> list[int]:
-    """The greedy text of a request by itself."""
-    rows = prompt(1, 1).new_tensor([ids])
-    return model.generate(rows, max_new_tokens=new, min_new_tokens=new, do_sample=False)[0, len(ids) :].tolist()
-
-
-def answers(manager: FlyingManager, wanted: set[str], seconds: float) -> dict[str, list]:
-    """All answers of the wanted requests that come in time."""
-    found, deadline = {}, time.monotonic() + seconds
-    while not wanted <= set(found) and time.monotonic() < deadline:
-        output = manager.get_result(timeout=0.1)
-        if output is not None and output.is_finished():
-            found.setdefault(output.request_id, []).append(output)
-    return found
-
-
-def requests(rng: random.Random, count: int) -> list[tuple[list[int], int]]:
-    return [
-        (prompt(1, rng.choice([3, 17, 40, 90, 150]), seed=rng.randint(0, 5))[0].tolist(), rng.choice([1, 8, 24]))
-        for _ in range(count)
-    ]
-
-
-def schedule(manager: FlyingManager, model, seed: int, texts: dict, count: int = 10) -> dict:
-    """Random arrivals, cancels, priorities and switches; what became of each request."""
-    rng = random.Random(seed)
-    measured = manager.costs
-    todo, wanted, cancelled, switches = requests(rng, count), {}, set(), 0
-    for ids, new in todo:
-        name = manager.add_request(
-            ids, max_new_tokens=new, priority=rng.choice([0, 0, 1]), streaming=rng.random() < 0.3
-        )
-        wanted[name] = (tuple(ids), new)
-        time.sleep(rng.choice([0, 0, 0.01, 0.05]))
-        if rng.random() < 0.2:
-            cancelled.add(victim := rng.choice(list(wanted)))
-            manager.cancel_request(victim)
-        if rng.random() < 0.4:
-            manager.costs = rng.choice([MOVES, COMPUTES, measured])
-            manager.switch(rng.choice([width for width in manager.switcher.widths if width != manager.width]))
-            switches += 1
-    manager.costs = measured
-    found = answers(manager, set(wanted) - cancelled, 5 * TIMEOUT)
-    wrong = []
-    for name, (ids, new) in wanted.items():
-        if (ids, new) not in texts:
-            texts[ids, new] = alone(model, list(ids), new)
-        outputs = found.get(name, [])
-        if name not in cancelled and (len(outputs) != 1 or outputs[0].generated_tokens != texts[ids, new]):
-            wrong.append((name, len(ids), new, [(o.generated_tokens, o.error) for o in outputs], texts[ids, new]))
-    return {"seed": seed, "wrong": wrong, "switches": switches, "cancelled": len(cancelled), "requests": count}
-
-
 def serve(name: str, seeds: list[int], max_width: int, **changes) -> dict:
     """Schedules on one manager; afterwards, how many blocks are still taken in this process."""
-    model = build(name, **changes)
-    reference = build(name, **changes)
+    model, reference = build(name, **changes), build(name, **changes)
     manager = manager_of(model, max_width=max_width, allow_block_sharing=name == "llama")
     runs, texts = [], {}
     if manager.is_front:
-        runs = [schedule(manager, reference, seed, texts) for seed in seeds]
+        runs = [schedule(manager, reference, seed, texts, 5 * TIMEOUT) for seed in seeds]
         time.sleep(0.3)  # the last cancels
         manager.stop()
     else:
