@@ -33,9 +33,13 @@ def run_group(function: Callable[..., Any], *arguments: Any, timeout: float = 36
         try:
             for process in started:
                 process.start()
+            theirs.close()  # so that the end of the last process ends the pipe
             if not ours.poll(timeout):
                 raise RuntimeError(f"{function.__name__} did not end within {timeout} seconds.")
-            failure, result = ours.recv()
+            try:
+                failure, result = ours.recv()
+            except EOFError:
+                raise RuntimeError(f"The processes of {function.__name__} ended without a word.") from None
         finally:
             for process in started:
                 process.join(5)
