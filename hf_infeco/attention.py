@@ -67,9 +67,23 @@ def switch_attention(model: PreTrainedModel, edits: Edits) -> None:
     """Points the decoder's attention to ours and hangs an empty plan on each of its modules."""
     register()
     decoder = compat.decoder_of(model)
+    edits.set_attribute(model, compat.CONTINUOUS_BATCHING, refuse_continuous_batching)
     edits.set_attention(decoder, ATTENTION_NAME)
     for module in compat.self_attention(decoder):
         edits.set_attribute(module, PLAN_ATTRIBUTE, LayerPlan())
+
+
+def refuse_continuous_batching(*args: Any, **kwargs: Any) -> None:
+    """
+    Stands in for a patched model's entry to continuous batching, whose paged cache our attention does not read.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        "This model is patched, and continuous batching (generate_batch) runs on a paged cache, which hf_infeco's "
+        "attention does not read. Call hf_infeco.unpatch(model) first, or use generate()."
+    )
 
 
 def infeco_mask(

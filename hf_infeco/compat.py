@@ -35,6 +35,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 OLDEST, NEWEST_TESTED = Version("5.4.0"), Version("5.24.0")
+FLYING_OLDEST = Version("5.18.0")
 INSTALLED = Version(transformers.__version__)
 CROP_TAKES_A_DIFFERENCE = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
 SDPA_TAKES_POSITION_BIAS = "position_bias" in inspect.signature(sdpa_attention_forward).parameters
@@ -43,6 +44,7 @@ CROP_REFUSES_A_LENGTH = Version("5.18.0") <= INSTALLED
 CACHE_NAMES = ("cache", "past_key_values")  # of a model's argument and output: since 5.24, and before
 
 PREPARE_CACHE = "_prepare_cache_for_generation"  # the method in which generate() makes a cache
+CONTINUOUS_BATCHING = "init_continuous_batching"  # the method in which a model makes its engine
 _PREPARE_ARGUMENTS = ["generation_config", "model_kwargs", "generation_mode", "batch_size", "max_cache_length"]
 
 
@@ -233,6 +235,43 @@ def is_window_layer(layer: Any) -> bool:
 def is_placeholder_layer(layer: Any) -> bool:
     """Whether a cache layer holds nothing: its decoder layer reads another one's keys (5.20 and later)."""
     return isinstance(layer, getattr(cache_utils, "DummyLayer", ()))
+
+
+# ---------------------------------------------------------------- tensor parallelism
+
+
+def require_flying() -> None:
+    """
+    Raises:
+        ImportError: on a transformers without the continuous batching that the switch of widths builds on.
+    """
+    if INSTALLED < FLYING_OLDEST:
+        raise ImportError(
+            f"transformers {INSTALLED} is too old to switch widths: hf_infeco.flying needs {FLYING_OLDEST} or newer, "
+            "whose continuous batching can pause. Run `pip install -U transformers`; the rest works as it is."
+        )
+
+
+def parallel_styles() -> Any:
+    """transformers' registry of tensor parallel styles by name."""
+    import transformers.distributed.tensor_parallel as styles  # registers them; absent before 5.18
+
+    return styles.ALL_PARALLEL_STYLES
+
+
+def tensor_parallel_plan(model: PreTrainedModel) -> dict[str, str]:
+    """Style by name of a module or a parameter, in which `*` stands for a layer's number; empty for no plan."""
+    return dict(getattr(model, "tp_plan", None) or {})
+
+
+def kv_views(allocator: Any, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values `[rows, heads, head_dim]` of a layer in the pool of continuous batching, from an allocator."""
+    return allocator._kv_token_views[layer]
+
+
+def is_sharded(model: PreTrainedModel) -> bool:
+    """Whether transformers has split the model over processes when it loaded it."""
+    return getattr(model, "_device_mesh", None) is not None or bool(getattr(model, "_tp_size", None))
 
 
 # ---------------------------------------------------------------- caches

@@ -105,5 +105,90 @@ class Edits:
             self.done.pop().undo()
 
 
+@dataclass
+class _Swap:
+    """What takes the place of one module's parameters and forward, and what stood there when it was built."""
+
+    module: nn.Module
+    parameters: dict[str, nn.Parameter]
+    forward: Callable | None
+    before: dict[str, nn.Parameter]
+    addresses: dict[str, int]
+    own_forward: Any  # an instance attribute that was there already, or None
+
+    def is_current(self) -> bool:
+        held = self.module._parameters
+        for name, value in self.before.items():  # a plain loop: this is most of the time of a switch of views
+            if held[name] is not value or value.data_ptr() != self.addresses[name]:
+                return False
+        return self.module.__dict__.get("forward") is self.own_forward
+
+    def put_on(self) -> None:
+        self.module._parameters.update(self.parameters)
+        if self.forward is not None:
+            vars(self.module)["forward"] = self.forward
+
+    def take_off(self) -> None:
+        held = self.module._parameters
+        for name, value in self.parameters.items():
+            if held.get(name) is value:
+                held[name] = self.before[name]
+        if self.forward is not None and vars(self.module).get("forward") is self.forward:
+            if self.own_forward is None:
+                del vars(self.module)["forward"]
+            else:
+                vars(self.module)["forward"] = self.own_forward
+
+
+@dataclass
+class Overlay:
+    """
+    Parameters and forwards that take the place of a model's own and leave again, as often as wanted. What was there
+    is kept by identity, so that taking off gives back the same tensors; twice is harmless.
+    """
+
+    swaps: list[_Swap] = field(default_factory=list)
+    is_on: bool = False
+
+    def add(
+        self,
+        module: nn.Module,
+        parameters: dict[str, nn.Parameter],
+        install: Callable[[nn.Module], Any] | None = None,
+    ) -> None:
+        """`install(module)` gives a module a forward of its own, which is kept for later and taken off again."""
+        own = vars(module).get("forward")
+        forward = None
+        if install is not None:
+            install(module)
+            forward = vars(module).pop("forward")
+            if own is not None:
+                vars(module)["forward"] = own
+        before = {name: module.get_parameter(name) for name in parameters}
+        addresses = {name: value.data_ptr() for name, value in before.items()}
+        self.swaps.append(_Swap(module, parameters, forward, before, addresses, own))
+
+    def put_on(self) -> None:
+        """
+        Raises:
+            RuntimeError: if a parameter or a forward is another one than when this was built. Nothing is changed then.
+        """
+        if self.is_on:
+            return
+        if stale := next((swap.module for swap in self.swaps if not swap.is_current()), None):
+            raise RuntimeError(
+                f"A parameter or the forward of a {type(stale).__name__} was replaced after its views were built, "
+                "such as by model.to(...), patch() or an adapter. Build the ParallelSwitcher after such changes."
+            )
+        for swap in self.swaps:
+            swap.put_on()
+        self.is_on = True
+
+    def take_off(self) -> None:
+        for swap in self.swaps:
+            swap.take_off()
+        self.is_on = False
+
+
 def _place(module: nn.Module, value: Any) -> dict[str, Any]:
     return module._parameters if isinstance(value, nn.Parameter) else vars(module)

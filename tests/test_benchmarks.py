@@ -16,7 +16,7 @@ from hf_infeco.cli import app
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 every_suite = pytest.mark.parametrize("name", SUITES)
-ON_A_MODEL = {"real": ("--model", str(MODEL))}  # its own would have to be fetched
+ON_A_MODEL = {name: ("--model", str(MODEL)) for name in ("real", "flying")}  # its own would have to be fetched
 
 
 def bench(name, *arguments, exit_code=0):
@@ -32,6 +32,14 @@ def foundation(results):
     assert results["speed"]["patched"]["kv_bytes"] < results["speed"]["dense"]["kv_bytes"]
     assert all(results["recall"][name]["1024"]["correct"] > 56 for name in ("dense", "patched"))
     assert len({tuple(measured.items()) for key, measured in results["perplexity"].items() if key != "where"}) > 1
+
+
+def flying(results):
+    assert results["switch"]["texts_equal"] and results["split"]["split_over_bare"] > 0
+    assert not results["schedules"]["wrong"] and results["schedules"]["blocks_left"] == 0
+    assert results["schedules"]["schedules"] == 2
+    layouts = [entry["layout"] for entry in results["trace"]["entries"]]
+    assert layouts == ["width 1", "width 2", "sequential", "soft", "hard", "auto"]
 
 
 def s2o(results):
@@ -99,6 +107,7 @@ def test_quick_measures_every_part_and_every_table_shows_it(name, tmp_path):
     page = results_page(suite, results)
     assert all(f"## {table.title}\n" in page for table in suite.tables)
     shows = {"foundation": foundation, "s2o": s2o, "innerq": innerq, "static": static, "remix": remix, "real": real}
+    shows["flying"] = flying
     shows[name](results)
 
 
@@ -109,7 +118,7 @@ def test_an_unknown_part_is_named_with_those_there_are(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [name for name in SUITES if name != "real"])
+@pytest.mark.parametrize("name", [name for name in SUITES if name not in ON_A_MODEL])
 def test_a_folder_without_the_model_is_told_the_way_out(name, tmp_path):
     assert "--model" in bench(name, "--model", tmp_path, "--out", tmp_path / "x.json", exit_code=2)
 

@@ -65,7 +65,7 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     elif part in ("", *ON_TOP):
         return []
     elif part == "benchmarks":  # measures what lies below the public names too
-        below = {"benchmarks", "training", "kernels", "prefill", *SYSTEMS, *public_names()}
+        below = {"benchmarks", "training", "kernels", "prefill", "scheduling", *SYSTEMS, *public_names()}
         return [".".join(name) for name in names if name and name[0] not in below]
     elif part in ("training", "examples"):
         public = ours(attributes_of_package(source)) + names
@@ -76,8 +76,8 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
 
 
 def is_public(name: list[str]) -> bool:
-    """A name of `hf_infeco.__all__`, anything in `training` or `remix`, or a dunder such as `__version__`."""
-    return name[0] in ("training", "remix") or name[0] in public_names() or name[0].startswith("__")
+    """A name of `hf_infeco.__all__`, anything in `training`, `remix` or `flying`, or a dunder like `__version__`."""
+    return name[0] in ("training", "remix", "flying") or name[0] in public_names() or name[0].startswith("__")
 
 
 def public_names() -> list[str]:

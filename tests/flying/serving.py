@@ -1,0 +1,173 @@
+"""What the processes of the serving tests do: random schedules, and things that go wrong."""
+
+import contextlib
+import io
+import runpy
+import time
+from pathlib import Path
+
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+import hf_infeco
+from hf_infeco.benchmarks.flying.schedules import MOVES, alone, answers, schedule
+from hf_infeco.flying import FlyingManager
+
+from .models import UNEVEN, build, prompt
+from .processes import TIMEOUT
+
+POOL = dict(page_size=16, num_blocks=40, max_batch_tokens=64)
+
+
+def manager_of(model, policy=None, max_width=None, **config) -> FlyingManager:
+    settings = ContinuousBatchingConfig(**{**POOL, **config})
+    manager = FlyingManager(
+        model, continuous_batching_config=settings, max_width=max_width, policy=policy, timeout=TIMEOUT
+    )
+    manager.start()
+    return manager
+
+
+def serve(name: str, seeds: list[int], max_width: int, **changes) -> dict:
+    """Schedules on one manager; afterwards, how many blocks are still taken in this process."""
+    model, reference = build(name, **changes), build(name, **changes)
+    manager = manager_of(model, max_width=max_width, allow_block_sharing=name == "llama")
+    runs, texts = [], {}
+    if manager.is_front:
+        runs = [schedule(manager, reference, seed, texts, 5 * TIMEOUT) for seed in seeds]
+        time.sleep(0.3)  # the last cancels
+        manager.stop()
+    else:
+        assert manager.wait(20 * TIMEOUT), "the front did not stop"
+    return {"runs": runs, "leaked": manager.pool.num_used_blocks(), "switches": manager.switches}
+
+
+def serving_session() -> dict:
+    return {
+        "llama": serve("llama", [0, 1, 2], 4),
+        "uneven": stress(3, 2)["uneven"],
+        "gemma3": serve("gemma3", [5, 6], 2),
+        "phi3": serve("phi3", [7], 2),
+        "refusals": refusals(),
+    }
+
+
+def trouble() -> dict:
+    """One manager on two processes that meets what may go wrong, one after another."""
+    model, reference = build("llama"), build("llama")
+    manager = manager_of(model, num_blocks=8, max_requests_per_batch=1)
+    if not manager.is_front:
+        spoil_once(manager.pool, "write")
+        assert manager.wait(20 * TIMEOUT), "the front did not stop"
+        return {}
+    manager.costs = MOVES
+    short, long = prompt(1, 20)[0].tolist(), prompt(1, 150)[0].tolist()
+    found = {"text": alone(reference, short, 8), "long text": alone(reference, long, 8)}
+    found["too large"] = _message(lambda: manager.add_request(prompt(1, 500)[0].tolist(), max_new_tokens=8))
+
+    only_merged = manager.add_request(long, max_new_tokens=8)
+    beside = manager.add_request(short, max_new_tokens=8)
+    found["beside"] = answers(manager, {beside}, TIMEOUT)[beside][0].generated_tokens
+    found["held"] = manager.status()["held"]
+
+    running = [manager.add_request(short, max_new_tokens=8) for _ in range(4)]
+    found["rolled back"] = _message(lambda: manager.switch(2)), manager.width
+    manager.switch(2)
+    found["width"] = manager.width
+    found["after"] = [each[0].generated_tokens for each in answers(manager, {*running}, TIMEOUT).values()]
+    found["merged"] = answers(manager, {only_merged}, TIMEOUT)[only_merged][0].generated_tokens
+
+    names = [manager.add_request(short, max_new_tokens=8) for _ in range(3)]
+    urgent = manager.add_request(short, max_new_tokens=8, priority=1)
+    found["order"] = list(answers(manager, {*names, urgent}, TIMEOUT)).index(urgent)
+    growing = manager.add_request(long, max_new_tokens=60)
+    found["no room"] = _message(lambda: manager.switch(1))
+    manager.cancel_request(growing)
+
+    manager.switch(1)
+    spoil_once(manager.batch_processor.scheduler, "schedule_batch")
+    (failed,) = answers(manager, {name := manager.add_request(short, max_new_tokens=8)}, TIMEOUT)[name]
+    found["failed"] = str(failed.error)
+    name = manager.add_request(short, max_new_tokens=8)
+    found["again"] = answers(manager, {name}, TIMEOUT)[name][0].generated_tokens
+    found["groups"] = manager.status()["groups"]
+    manager.switch(2)
+    name = manager.add_request(short, max_new_tokens=8)
+    found["merged again"] = answers(manager, {name}, TIMEOUT)[name][0].generated_tokens
+    manager.stop()
+    found["stopped"] = _message(lambda: manager.add_request(short))
+    return found
+
+
+def spoil_once(thing, name: str) -> None:
+    """Has a method fail at its next call."""
+    method = getattr(thing, name)
+
+    def failing(*args, **kwargs):
+        vars(thing)[name] = method
+        raise OSError("spoiled by a test")
+
+    vars(thing)[name] = failing
+
+
+def _message(call) -> str:
+    try:
+        call()
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return "nothing"
+
+
+def death(width: int) -> dict:
+    """The second process ends without a word, at a width, while a request runs; what the first one does then."""
+    model = build("llama")
+    manager = manager_of(model)
+    if not manager.is_front:
+        while not manager.batch_processor.scheduler.active_requests:
+            time.sleep(0.001)
+        return {}  # which ends the process at once
+    ids = prompt(1, 20)[0].tolist()
+    text = alone(build("llama"), ids, 8)
+    if width == 2:
+        manager.switch(2)
+    names = [manager.add_request(ids, max_new_tokens=400, streaming=True) for _ in range(2)]
+    start, failed = time.monotonic(), []
+    while not failed and time.monotonic() - start < 2 * TIMEOUT:
+        output = manager.get_result(timeout=0.1)
+        failed += [output] if output is not None and output.error else []
+    took = time.monotonic() - start
+    for name in names:
+        manager.cancel_request(name)
+    while manager.status()["groups"] != [(0,)] and time.monotonic() - start < 2 * TIMEOUT:
+        time.sleep(0.01)
+    name = manager.add_request(ids, max_new_tokens=8)
+    again = answers(manager, {name}, 2 * TIMEOUT)[name][0].generated_tokens
+    refused = _message(lambda: manager.switch(2))
+    manager.stop()
+    return {"errors": [each.error for each in failed], "took": took, "text": text, "again": again, "refused": refused}
+
+
+def refusals() -> dict[str, str]:
+    patched = hf_infeco.patch(build("llama"))
+    return {
+        "patched": _message(lambda: manager_of(patched)),
+        "blocks": _message(lambda: manager_of(build("llama"), num_blocks=None)),
+    }
+
+
+def example() -> str:
+    """What the example prints, on two processes that are there already."""
+    names = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "serve_and_switch.py"))
+    manager = FlyingManager(build("llama"), continuous_batching_config=names["POOL"], timeout=TIMEOUT)
+    manager.start()
+    if not manager.is_front:
+        manager.wait(20 * TIMEOUT)
+        return ""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        names["serve"](manager, [[2, 3, 4], [5, 6]], 100)
+    manager.stop()
+    return printed.getvalue()
+
+
+def stress(first: int, count: int) -> dict:
+    """`count` schedules of a model whose heads do not divide, from seed `first` on."""
+    return {"uneven": serve("llama", list(range(first, first + count)), 2, **UNEVEN)}

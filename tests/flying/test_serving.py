@@ -1,0 +1,93 @@
+"""Continuous batching whose width changes: the texts of every request, and what happens when something breaks."""
+
+import pytest
+
+from . import processes, serving
+
+MODELS = ["llama", "uneven", "gemma3", "phi3"]
+
+
+@pytest.fixture(scope="module")
+def session() -> list[dict]:
+    return processes.run(4, serving.serving_session)
+
+
+@pytest.fixture(scope="module")
+def trouble() -> dict:
+    return processes.run(2, serving.trouble)[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_texts_are_those_of_each_request_by_itself_whatever_the_switches(session, name):
+    """Random arrivals, cancels, priorities and switches: nothing lost, doubled or altered."""
+    runs = session[0][name]["runs"]
+    assert sum(run["switches"] for run in runs) > 0
+    for run in runs:
+        print(
+            f"seed {run['seed']}: {run['requests']} requests, {run['switches']} switches, {run['cancelled']} cancels"
+        )
+        assert not run["wrong"], run
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_block_is_left_over(session, name):
+    assert [found[name]["leaked"] for found in session] == [0] * 4
+
+
+def test_keys_and_values_were_moved_and_computed_again(session):
+    switches = [switch for found in session for name in MODELS for switch in found[name]["switches"]]
+    assert any(switch["bytes"] for switch in switches) and any(switch["recomputed"] for switch in switches)
+
+
+@pytest.mark.parametrize(("case", "words"), [("patched", "is patched"), ("blocks", "num_blocks is not set")])
+def test_what_cannot_be_served_is_refused_with_a_sentence(session, case, words):
+    assert words in session[0]["refusals"][case]
+
+
+def test_a_prompt_larger_than_every_pool_harms_nobody(trouble):
+    assert "A request of 500 prompt and 8 new tokens does not fit" in trouble["too large"]
+    assert trouble["beside"] == trouble["text"]
+
+
+def test_a_request_that_fits_only_merged_waits_for_that_width(trouble):
+    assert trouble["held"] == 1
+    assert trouble["merged"] == trouble["long text"]
+
+
+def test_a_switch_that_fails_in_one_process_is_taken_back_in_all(trouble):
+    message, width = trouble["rolled back"]
+    assert "was taken back" in message and width == 1
+    assert trouble["width"] == 2  # at the second try
+    assert trouble["after"] == [trouble["text"]] * 4
+
+
+def test_a_request_with_priority_overtakes(trouble):
+    assert trouble["order"] < 3
+
+
+def test_a_width_without_room_for_what_runs_is_refused(trouble):
+    assert "width 1 holds 128" in trouble["no room"]
+
+
+def test_a_loop_that_dies_fails_its_requests_and_serves_on_alone(trouble):
+    assert "spoiled by a test" in trouble["failed"]
+    assert trouble["again"] == trouble["text"]
+    assert trouble["groups"] == [(0,), (1,)]
+    assert trouble["merged again"] == trouble["text"]
+
+
+def test_a_stopped_manager_takes_nothing(trouble):
+    assert "stopping" in trouble["stopped"]
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_when_a_process_dies_its_requests_fail_and_the_others_serve_on(width):
+    (found, _) = processes.run(2, serving.death, width)
+    assert found["errors"] and found["again"] == found["text"]
+    assert found["took"] < processes.TIMEOUT
+    assert "cannot change any more" in found["refused"]
+
+
+def test_the_example_answers_and_switches():
+    printed = processes.run(2, serving.example)[0]
+    assert "2 of 2 prompts answered" in printed and "width 2: waited" in printed
