@@ -77,7 +77,7 @@ class Correction:
         decode: factor of the time of the others.
         gap_us: of the host, once a step.
         link: factor of the time on links.
-        mixed: what tokens of a chunk add to a step that also decodes, as a share of their time alone.
+        partial: what a step takes longer where half the seats decode; nothing where none or all do.
     """
 
     __pydantic_config__ = FORBID
@@ -86,7 +86,7 @@ class Correction:
     decode: float = 1.0
     gap_us: float = 0.0
     link: float = 1.0
-    mixed: float = 0.0
+    partial: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def kv_blocks(instance: Instance, shape: ModelShape) -> int:
     if blocks < 1:
         raise ValueError(
             f"the model does not fit: {weights / 1e9:.1f} GB of weights on each of {instance.devices} devices, and "
-            f"{usable / 1e9:.1f} of their {instance.memory_gb:g} GB are for weights and KV; use more (tp, pp) or larger ones"
+            f"{usable / 1e9:.1f} of their {instance.memory_gb:g} GB are for weights and KV; use more or larger ones"
         )
     return blocks
 

@@ -82,12 +82,11 @@ class StepTime:
         seconds = tables.dense(padded) + slowest + self.experts_and_links(padded)
         if has_chunk:
             seconds *= fix.prefill
-            if decodes and fix.mixed:
-                seconds += fix.mixed * (
-                    tables.dense(padded) - tables.dense(self.padded[min(decodes, len(self.padded) - 1)])
-                )
         else:
             seconds *= fix.decode
+        if fix.partial:
+            taken = min(decodes / self.instance.scheduler.max_num_seqs, 1.0)
+            seconds *= 1.0 + 4.0 * fix.partial * taken * (1.0 - taken)
         return seconds + 1e-6 * fix.gap_us
 
     def attention(self, batch: Batch) -> float:
@@ -117,7 +116,7 @@ class StepTime:
         if self.tables.moe is None:
             return 0.0
         shape, everywhere = self.shape, tokens * self.instance.dp
-        # Routers are trained to spread tokens evenly: the share of experts that none of them picks is (1 - k/E)^tokens.
+        # Routers are trained to spread tokens evenly: a share (1 - k/E)^tokens of the experts is picked by none.
         picked = 1.0 - (1.0 - shape.experts_per_token / shape.experts) ** everywhere
         return shape.layers * self.tables.moe(everywhere / self.ep, picked * shape.experts / self.ep)
 

@@ -57,9 +57,8 @@ def in_order(numbered: Iterable[tuple[int, Request]], path: Path) -> Iterator[Re
                 f"{path}:{line}: it arrives at {request.arrival:g} s, the one before at {before:g} s; sort the trace"
             )
         if request.input_tokens < 1 or request.output_tokens < 1:
-            raise ValueError(
-                f"{path}:{line}: {request.input_tokens} tokens in and {request.output_tokens} out; both must be at least 1"
-            )
+            lengths = f"{request.input_tokens} tokens in and {request.output_tokens} out"
+            raise ValueError(f"{path}:{line}: {lengths}; both must be at least 1")
         before = request.arrival
         yield request
 
@@ -93,7 +92,8 @@ def write_trace(requests: Iterable[Request], path: str | Path) -> int:
     """Writes the native format; returns how many requests that were."""
     count = 0
     with Path(path).open("w", encoding="utf-8") as file:
-        for count, request in enumerate(requests, 1):
+        for request in requests:
+            count += 1
             entry: dict[str, Any] = {
                 "timestamp": round(1e3 * request.arrival, 3),
                 "input_length": request.input_tokens,
