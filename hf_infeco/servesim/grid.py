@@ -59,6 +59,9 @@ class AttentionGrid:
         self.steps = [int(step) // values.itemsize for step in values.strides]
         self.flat: list[float] = values.ravel().tolist()
         self.holes: list[bool] | None = holes.ravel().tolist() if holes.any() else None
+        # Up to so many sequences there is no hole, so that most lookups need not search for one.
+        sound = [n for place, n in enumerate(axes[2]) if not holes[:, :, : place + 1].any()]
+        self.ends = axes[0][-1], axes[1][-1], max(sound, default=-1), axes[3][-1]
         self.decode_rows = self.values[0, 0].tolist()
 
     def __call__(self, chunk: int, kv_prefill: float, n: int, kv: float) -> float:
@@ -95,6 +98,9 @@ class AttentionGrid:
 
     def is_outside(self, chunk: int, kv_prefill: float, n: int, kv: float) -> bool:
         """Whether a lookup leaves the measured rows: beyond an axis' end, or next to a hole."""
+        ends = self.ends
+        if chunk <= ends[0] and kv_prefill <= ends[1] and n <= ends[2] and kv <= ends[3]:
+            return False
         point = (chunk, kv_prefill if chunk else 0, n, kv if n else 0)
         if any(value > axis[-1] for value, axis in zip(point, self.axes)):
             return True
@@ -123,7 +129,10 @@ def _spread_what_means_nothing(values: np.ndarray, no_prefix: int, no_kv: int) -
     """Rows without a chunk hold for every kv_prefill, those without decoding for every kv_decode."""
     values[0, :, :, :] = values[0, no_prefix, :, :]
     values[:, :, 0, :] = values[:, :, 0, no_kv, None]
-    values[0, :, 0, :] = 0.0
+    # Nothing at all is never looked up; it is the end of what a shorter chunk than the shortest is interpolated to.
+    values[0, :, 0, :] = np.nanmin(values[1:, no_prefix, 0, no_kv], initial=np.inf)
+    if np.isinf(values[0, 0, 0, 0]):
+        values[0, :, 0, :] = 0.0
 
 
 def _fill_between(line: np.ndarray, at: np.ndarray) -> np.ndarray:

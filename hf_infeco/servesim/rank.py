@@ -8,12 +8,14 @@ the same by looking at every request in every step; both make the same batches.
 """
 
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from .pool import BlockPool
 from .requests import Job
 from .settings import Scheduler
 from .step import Batch
+
+Entry = tuple[int, int, int, Job]
 
 
 class Rank:
@@ -35,8 +37,8 @@ class Rank:
         self.residues = [0] * pool.block_size  # how many offsets have each residue
         self.ending: dict[int, list[Job]] = {}  # by the number of the batch with their last token
         # Heaps of (-offset or offset, entered, number of the request, job); jobs that have left are still in them.
-        self.longest: list[tuple[int, int, int, Job]] = []
-        self.shortest: list[tuple[int, int, int, Job]] = []
+        self.longest: list[Entry] = []
+        self.shortest: list[Entry] = []
 
     @property
     def load(self) -> int:
@@ -150,8 +152,11 @@ class Rank:
         self.offsets += job.offset
         self.residues[job.offset % self.pool.block_size] += 1
         self.ending.setdefault(job.finishes, []).append(job)
-        heappush(self.longest, (-job.offset, job.entered, job.request.number, job))
-        heappush(self.shortest, (job.offset, job.entered, job.request.number, job))
+        for heap, key in ((self.longest, -job.offset), (self.shortest, job.offset)):
+            if len(heap) > 2 * self.n + 64:  # those that have left and lie deep would pile up
+                heap[:] = [entry for entry in heap if _is_there(entry)]
+                heapify(heap)
+            heappush(heap, (key, job.entered, job.request.number, job))
 
     def _leave(self, job: Job) -> None:
         job.is_decoding = False
@@ -182,8 +187,13 @@ class Rank:
         self.waiting.appendleft(job)
 
 
-def _top(heap: list[tuple[int, int, int, Job]]) -> int:
+def _top(heap: list[Entry]) -> int:
     """The first key whose job still decodes since then; what is before it goes."""
-    while not (heap[0][3].is_decoding and heap[0][1] == heap[0][3].entered):
+    while not _is_there(heap[0]):
         heappop(heap)
     return heap[0][0]
+
+
+def _is_there(entry: Entry) -> bool:
+    _, entered, _, job = entry
+    return job.is_decoding and job.entered == entered
