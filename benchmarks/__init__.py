@@ -13,6 +13,7 @@ SUITES = {
     "innerq": "InnerQ against the dense cache, QuantizedCache and KIVI: bytes, time, recall and perplexity.",
     "static": "STATIC against transformers' own constraint and unconstrained search: time, memory and validity.",
     "remix": "ReMix against one token per step, several, and the confidence threshold: accuracy over forwards, time.",
+    "servesim": "The serving simulator against public vLLM runs and the paper's H100 summaries: error, speed, memory.",
     "real": "A real trained model, dense and patched: perplexity, retrieval, answers, other caches at equal bytes.",
 }
 

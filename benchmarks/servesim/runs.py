@@ -85,3 +85,15 @@ def read_truth(run: PublicRun) -> tuple[dict[str, np.ndarray], dict[str, np.ndar
         "latency": at["llmss_end_s"] - at["llmss_arrival_s"],
     }
     return real, theirs, at["scheduled_s"] - at["queued_s"] >= SEEN
+
+
+def measure_single() -> list[dict[str, Any]]:
+    """An entry per run with the TTFT of each third request, nothing fitted."""
+    entries = []
+    for run in RUNS:
+        real, _, _ = read_truth(run)
+        ours = predict(run, Correction())["ttft"]
+        arrival = np.array([request.arrival for request in run.log.requests])
+        shown = {"arrival_s": arrival, "real_s": real["ttft"], "ours_s": ours}
+        entries.append({"run": run.title, **{name: values[::3].round(3).tolist() for name, values in shown.items()}})
+    return entries

@@ -1,5 +1,7 @@
 """A small profile and models for tests: times that follow a formula, so that every table is known."""
 
+import json
+
 from hf_infeco.servesim import Instance, Scheduler
 from hf_infeco.servesim.grid import AttentionGrid, Curve, MoeGrid
 from hf_infeco.servesim.settings import Correction
@@ -52,8 +54,6 @@ def tables(correction: Correction | None = None, with_skew: bool = True, with_ex
 
 def instance(folder, **given) -> Instance:
     """An instance whose model lies in `folder`; its tables are handed to `simulate`."""
-    import json
-
     path = folder / "config.json"
     if not path.exists():
         path.write_text(json.dumps(CONFIG))
