@@ -16,6 +16,7 @@ def profile(
     device: Annotated[
         str | None, typer.Option(help="Estimate this device by a roofline, and measure nothing.")
     ] = None,
+    aic: Annotated[str | None, typer.Option(help="Take this system's tables from aiconfigurator-core.")] = None,
     devices: Annotated[Path | None, typer.Option(help="YAML with devices of your own.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Of a step.")] = 1024,
     max_kv: Annotated[int, typer.Option(help="Tokens in the cache.")] = 4096,
@@ -24,7 +25,11 @@ def profile(
     """Write the tables that simulate and plan read; a run that was cut off goes on where it was."""
     try:
         shared = tuple(int(width) for width in widths.split(","))
-        if device is not None:
+        if aic is not None:
+            from ..servesim.aic import write_aic
+
+            write_aic(model, aic, out, shared)
+        elif device is not None:
             from ..servesim.roofline import find_device, write_roofline
             from ..servesim.shape import ModelShape
 
@@ -36,7 +41,8 @@ def profile(
             about = {"model": model, "patched": patched}
             profile_model(lambda width: _rank(model, width, patched), shared, out, grid, about)
     except ModuleNotFoundError as error:
-        fail(f"{error.name} is missing: pip install 'hf_infeco[sim]'")
+        extra = "aic" if str(error.name).startswith("aiconfigurator") else "sim"
+        fail(f"{error.name} is missing: pip install 'hf_infeco[{extra}]'")
     except (OSError, ValueError) as error:
         fail(str(error))
     typer.echo(f"wrote {out}")

@@ -50,3 +50,23 @@ def store_calibration(folder: Path, tp: int, correction: Mapping[str, float], he
         folder,
         {"calibration": calibration | {f"tp{tp}": {"correction": dict(correction), "held_out": dict(held_out)}}},
     )
+
+
+def with_sums(attention: Mapping[tuple[int, int, int, int], float]) -> list[dict[str, Any]]:
+    """
+    Rows of `attention.csv` out of prompts and decoding that were measured apart; a step with both takes their sum.
+
+    Args:
+        attention: seconds by (prefill_chunk, kv_prefill, n_decode, kv_decode), of which either half is 0.
+    """
+    chunks = {key: seconds for key, seconds in attention.items() if key[0]}
+    decodes = {key: seconds for key, seconds in attention.items() if not key[0]}
+    both = {
+        (chunk, before, n, kv): first + second
+        for (chunk, before, _, _), first in chunks.items()
+        for (_, _, n, kv), second in decodes.items()
+    }
+    names = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
+    return [
+        {**dict(zip(names, key)), "time_us": 1e6 * seconds} for key, seconds in sorted({**attention, **both}.items())
+    ]

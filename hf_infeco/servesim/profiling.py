@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..compat import CACHE_NAME
 from ..kernels.devices import describe_device
-from .profiles import write_profile
+from .profiles import with_sums, write_profile
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def measure(model: Any, grid: Grid, done: Points, width: int) -> dict[str, list[
         seconds = done.once(f"tp{width} forward {batch} {new} {before}", run)
         rest = max(seconds - known(batch * new), 0.0) / len(layers)
         attention[(new, before, 0, 0) if new > 1 else (0, 0, batch, before)] = rest
-    return {"dense": dense, "per_sequence": head, "attention": _with_sums(attention)}
+    return {"dense": dense, "per_sequence": head, "attention": with_sums(attention)}
 
 
 def dense_modules(model: Any) -> Iterator[tuple[str, nn.Module, int]]:
@@ -204,18 +204,3 @@ def _by_tokens(dense: list[dict[str, Any]], layers: int) -> Callable[[int], floa
         for name in names
     }
     return lambda tokens: sum((1 if name in ONCE else layers) * curve(tokens) for name, curve in curves.items())
-
-
-def _with_sums(attention: dict[tuple[int, int, int, int], float]) -> list[dict[str, Any]]:
-    """Rows, those of a chunk with sequences that decode among them."""
-    chunks = {key: seconds for key, seconds in attention.items() if key[0]}
-    decodes = {key: seconds for key, seconds in attention.items() if not key[0]}
-    both = {
-        (chunk, before, n, kv): first + second
-        for (chunk, before, _, _), first in chunks.items()
-        for (_, _, n, kv), second in decodes.items()
-    }
-    names = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
-    return [
-        {**dict(zip(names, key)), "time_us": 1e6 * seconds} for key, seconds in sorted({**attention, **both}.items())
-    ]

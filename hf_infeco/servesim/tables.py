@@ -40,6 +40,7 @@ class Tables:
         skew: what unequal lengths cost, if that was measured.
         correction: of a calibration.
         source: where the figures come from, for every answer.
+        has_links: `dense` holds the links' time too.
         band: errors of a calibration on requests it did not see, in %, by metric.
     """
 
@@ -50,6 +51,7 @@ class Tables:
     skew: Skew | None = None
     correction: Correction = field(default_factory=Correction)
     source: str = ""
+    has_links: bool = False
     band: dict[str, Any] | None = None
 
 
@@ -87,6 +89,7 @@ def read_tables(folder: str | Path, tp: int, layers: int) -> Tables:
         skew=Skew.read(at / "skew_fit.csv", meta.get("skew_fit") or {}, tp),
         correction=Correction(**calibration.get("correction", {})),
         source=_source(folder, meta),
+        has_links=meta.get("links") == "included",
         band=calibration.get("held_out"),
     )
 
@@ -103,7 +106,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _source(folder: Path, meta: dict[str, Any]) -> str:
-    how = "estimated by a roofline" if meta.get("estimate") else "measured"
+    how = "estimated by a roofline" if meta.get("estimate") else meta.get("source", "measured")
     where = meta.get("gpu") or meta.get("hardware") or folder.name
     return f"{how}, {where}" + (f", {meta['profiled_at'][:10]}" if meta.get("profiled_at") else "")
 
