@@ -10,7 +10,7 @@ from hf_infeco.servesim.grid import AttentionGrid, Curve
 from hf_infeco.servesim.shape import ModelShape
 from hf_infeco.servesim.tables import Tables
 
-from .data import DATA
+from .public import DATA
 
 PAPER = DATA / "paper"
 NANO = 1e-9

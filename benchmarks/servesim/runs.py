@@ -13,16 +13,16 @@ from hf_infeco.servesim.shape import ModelShape
 from hf_infeco.servesim.tables import read_tables
 
 from ..measuring import Progress
-from .data import RUNS, PublicRun
+from .public import PublicRun
 
 SEEN = 0.010  # s from the scheduler's inbox to a seat: what waits longer was queued
 METRICS = ("ttft", "ttft_from_queue", "tpot", "latency")
 
 
-def measure_runs(first: int, rounds: int, progress: Progress) -> list[dict[str, Any]]:
+def measure_runs(runs: tuple[PublicRun, ...], first: int, rounds: int, progress: Progress) -> list[dict[str, Any]]:
     """An entry per run, simulator, part of the requests and metric; and one per run and fit with what was fitted."""
     entries = []
-    for run in RUNS:
+    for run in runs:
         entries += progress.once(run.folder, lambda r=run: measure_run(r, first, rounds))
     return entries
 
@@ -87,10 +87,10 @@ def read_truth(run: PublicRun) -> tuple[dict[str, np.ndarray], dict[str, np.ndar
     return real, theirs, at["scheduled_s"] - at["queued_s"] >= SEEN
 
 
-def measure_single() -> list[dict[str, Any]]:
+def measure_single(runs: tuple[PublicRun, ...]) -> list[dict[str, Any]]:
     """An entry per run with the TTFT of each third request, nothing fitted."""
     entries = []
-    for run in RUNS:
+    for run in runs:
         real, _, _ = read_truth(run)
         ours = predict(run, Correction())["ttft"]
         arrival = np.array([request.arrival for request in run.log.requests])

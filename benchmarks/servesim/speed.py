@@ -5,13 +5,13 @@ import subprocess
 import sys
 from typing import Any
 
-from .data import RUNS
+from .public import RUNS
 
 # Eight instances under a load that they keep up with. A process of its own, for its peak of memory.
 SCRIPT = """
 import json, resource, sys, time
 from dataclasses import replace
-from hf_infeco.benchmarks.servesim.data import RUNS
+from hf_infeco.benchmarks.servesim.public import RUNS
 from hf_infeco.servesim import simulate
 from hf_infeco.servesim.generators import poisson
 requests = int(sys.argv[1])

@@ -1,8 +1,8 @@
 """
 Tables out of AIConfigurator's database (`aiconfigurator-core`, Apache-2.0): measured kernels of many NVIDIA devices.
 
-Its operations are summed by what they depend on: attention, the head, and the rest, which holds the all-reduces of its
-own link. Steps with a prompt and decoding are the sum of the two.
+Its operations are summed by what they depend on: attention, the head, and what sees each token. Its all-reduces are
+left out, for they are those of another machine's links. Steps with a prompt and decoding are the sum of the two.
 """
 
 import json
@@ -22,6 +22,7 @@ CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 PREFIXES = (0, 512, 1024, 2048, 4096, 8192, 16384)
 LENGTHS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 DECODING = 256  # up to so many tokens its decode operations are asked for what sees each token
+ON_LINKS = ("_ar", "_ar_1", "_ar_2", "_p2p")
 Operations = Iterable[tuple[Any, ...]]  # name, ms, energy, source
 
 
@@ -47,7 +48,7 @@ def write_aic(model: str, system: str, folder: Path, widths: tuple[int, ...] = (
     for width in widths:
         engine = EngineHandle.compile(model, system, backend, tp_size=width)
         tables[width] = _tables(engine, layers, f"{system}, tp{width}")
-    about = {"gpu": system, "model": model, "backend": backend, "links": "included", "tp_degrees": list(widths)}
+    about = {"gpu": system, "model": model, "backend": backend, "tp_degrees": list(widths)}
     write_profile(folder, {**about, "source": "aiconfigurator-core"}, tables)
 
 
@@ -87,13 +88,13 @@ def _prefill(engine: Any, chunk: int, prefix: int) -> Operations:
 
 
 def _sums(operations: Operations) -> tuple[float, float, float]:
-    """Microseconds of attention, of what sees each token, and of the head."""
+    """Microseconds of attention, of what sees each token on its device, and of the head."""
     attention = rest = head = 0.0
     for name, milliseconds, *_ in operations:
         if name.endswith("attention"):
             attention += 1e3 * milliseconds
         elif "logits" in name:
             head += 1e3 * milliseconds
-        else:
+        elif not name.endswith(ON_LINKS):
             rest += 1e3 * milliseconds
     return attention, rest, head

@@ -123,8 +123,6 @@ class StepTime:
     def links(self, tokens: int) -> float:
         """All-reduces of tensor parallelism, dispatch and combine of experts, hops between pipeline stages."""
         instance, layers = self.instance, self.shape.layers
-        if self.tables.has_links:
-            return 0.0
         link = instance.link or Link(gb_per_s=1.0)
         seconds = 0.0
         if instance.tp > 1:

@@ -40,7 +40,6 @@ class Tables:
         skew: what unequal lengths cost, if that was measured.
         correction: of a calibration.
         source: where the figures come from, for every answer.
-        has_links: `dense` holds the links' time too.
         band: errors of a calibration on requests it did not see, in %, by metric.
     """
 
@@ -51,7 +50,6 @@ class Tables:
     skew: Skew | None = None
     correction: Correction = field(default_factory=Correction)
     source: str = ""
-    has_links: bool = False
     band: dict[str, Any] | None = None
 
 
@@ -89,7 +87,6 @@ def read_tables(folder: str | Path, tp: int, layers: int) -> Tables:
         skew=Skew.read(at / "skew_fit.csv", meta.get("skew_fit") or {}, tp),
         correction=Correction(**calibration.get("correction", {})),
         source=_source(folder, meta),
-        has_links=meta.get("links") == "included",
         band=calibration.get("held_out"),
     )
 

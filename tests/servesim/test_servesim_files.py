@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from hf_infeco.benchmarks.servesim.data import DATA, RUNS
+from hf_infeco.benchmarks.servesim.public import DATA, RUNS
 from hf_infeco.servesim import Link, Request, read_trace, write_trace
 from hf_infeco.servesim.files import read_cluster
 from hf_infeco.servesim.generators import poisson, servegen
