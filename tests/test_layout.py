@@ -76,7 +76,7 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
 
 
 def is_public(name: list[str]) -> bool:
-    """A name of `hf_infeco.__all__`, anything in `training`, `remix` or `servesim`, or a dunder such as `__version__`."""
+    """A name of `hf_infeco.__all__`, anything in `training`, `remix`, `servesim`, or a dunder."""
     return name[0] in ("training", "remix", "servesim") or name[0] in public_names() or name[0].startswith("__")
 
 

@@ -47,7 +47,7 @@ def _errors(entries: Entries, part: str) -> str:
 
 
 def single_table(entries: Entries) -> str:
-    """Seconds between our TTFT of a request, with nothing fitted, and the engine's: quantiles over each third request."""
+    """How many seconds our TTFT of a request, with nothing fitted, is off: quantiles over each third request."""
     rows = []
     for entry in entries:
         off = sorted(ours - real for ours, real in zip(entry["ours_s"], entry["real_s"]))

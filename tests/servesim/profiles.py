@@ -57,8 +57,8 @@ def instance(folder, **given) -> Instance:
     path = folder / "config.json"
     if not path.exists():
         path.write_text(json.dumps(CONFIG))
-    scheduler = given.pop("scheduler", Scheduler(max_num_seqs=8, max_num_batched_tokens=64))
-    return Instance(model=str(path), profile="", scheduler=scheduler, **{"kv_blocks": 64, **given})
+    plain = {"profile": "", "kv_blocks": 64, "scheduler": Scheduler(max_num_seqs=8, max_num_batched_tokens=64)}
+    return Instance(model=str(path), **{**plain, **given})
 
 
 def same_tables(_instance, _shape) -> Tables:
