@@ -43,6 +43,8 @@ class Engine:
         self.tokens_ahead: dict[Rank, int] = dict.fromkeys(ranks, 0)
         self.rank_of: dict[Job, Rank] = {}
         self.wake: simpy.Event | None = None
+        self.halted: simpy.Event | None = None
+        self.extra = 0.0  # seconds that the next step takes longer
         self.seconds = dict.fromkeys(STATES, 0.0)
         self.process = env.process(self.run())
 
@@ -58,9 +60,28 @@ class Engine:
         self.inbox.append((job, rank))
         self.unread[rank] += 1
         self.tokens_ahead[rank] += request.input_tokens + request.output_tokens
+        self.poke()
+
+    def poke(self) -> None:
+        """Wakes it, if it found nothing to do."""
         if self.wake is not None:
             self.wake.succeed()
             self.wake = None
+
+    def halt(self) -> simpy.Event:
+        """Makes no further batch. The event comes when those under way are through."""
+        self.halted = self.env.event()
+        self.poke()
+        return self.halted
+
+    def release(self, moves: bool) -> tuple[list[Job], int]:
+        """What `Rank.release` gives, of a halted engine; it goes on with what is submitted next."""
+        self._read_inbox()
+        released = [rank.release(moves) for rank in self.ranks]
+        self.halted = None
+        self.rank_of.clear()
+        self.tokens_ahead = dict.fromkeys(self.ranks, 0)
+        return [job for jobs, _ in released for job in jobs], sum(held for _, held in released)
 
     def run(self) -> Generator[simpy.Event, Any, None]:
         env, is_async = self.env, self.instance.scheduler.async_scheduling
@@ -70,13 +91,16 @@ class Engine:
             following = self._schedule()
             if current is None:
                 if following is None:
+                    if self.halted is not None and not self.halted.triggered:
+                        self.halted.succeed()
                     since = env.now
                     self.wake = env.event()
                     yield self.wake
                     self.seconds["idle"] += env.now - since
                     continue
                 current, following = following, self._schedule() if is_async else None
-            seconds = self.step_time(current)
+            seconds = self.step_time(current) + self.extra
+            self.extra = 0.0
             yield env.timeout(seconds)
             self.seconds["prefill" if any(b and b.chunks for b in current) else "decode"] += seconds
             self._complete(current)
@@ -84,13 +108,16 @@ class Engine:
 
     def _read_inbox(self) -> None:
         for job, rank in self.inbox:
-            job.queued = self.env.now
+            if job.queued < 0:
+                job.queued = self.env.now
             self.rank_of[job] = rank
             rank.submit(job)
         self.inbox.clear()
         self.unread.clear()
 
     def _schedule(self) -> list[Batch | None] | None:
+        if self.halted is not None:
+            return None
         now = self.env.now
         batches = [rank.schedule(now) for rank in self.ranks]
         return batches if any(batches) else None

@@ -32,6 +32,7 @@ class Rank:
         self.waiting: deque[Job] = deque()
         self.running: dict[Job, None] = {}  # in the order of admission
         self.prefilling: list[Job] = []  # those running whose prompt is not through
+        self.admits = True  # whether waiting requests may start
         self.number = 0  # of the batch made last
         self.n = self.offsets = 0  # sequences that decode, and the sum of their offsets
         self.residues = [0] * pool.block_size  # how many offsets have each residue
@@ -69,6 +70,23 @@ class Rank:
             self.number -= 1
             return None
         return batch
+
+    def release(self, moves: bool) -> tuple[list[Job], int]:
+        """
+        All jobs between two batches, the running ones first, and how many tokens of those that decode the cache held.
+        Where it `moves`, these go on elsewhere; else they begin anew, as prompts that are half done do.
+        """
+        decoding = [job for job in self.running if job.is_decoding]
+        held = sum(job.offset + self.number + 1 for job in decoding)
+        while self.running:
+            job = next(reversed(self.running))
+            self._preempt(job, starts=1)
+            job.preemptions -= 1
+        for job in decoding:
+            job.is_carried = moves
+        jobs = list(self.waiting)
+        self.waiting.clear()
+        return jobs, held
 
     def complete(self, batch: Batch, now: float) -> list[Job]:
         """The batch is through: tokens are out, and those that had their last one leave."""
@@ -119,7 +137,7 @@ class Rank:
     def _admit(self, batch: Batch, budget: int, now: float) -> None:
         """From the queue while there is room: tokens in the step, seats, and blocks for the whole prompt."""
         settings = self.settings
-        while self.waiting and budget and len(self.running) < settings.max_num_seqs:
+        while self.admits and self.waiting and budget and len(self.running) < settings.max_num_seqs:
             job = self.waiting[0]
             if not settings.chunked_prefill and batch.tokens and job.prompt > budget:
                 return
@@ -166,17 +184,20 @@ class Rank:
         # The blocks of its tokens were taken one by one, for all that decode together.
         job.blocks = self.pool.blocks_for(job.offset + self.number + 1)
 
-    def _preempt(self, job: Job) -> None:
-        """Its blocks go back, and it waits in front; tokens it has made become part of the prompt."""
+    def _preempt(self, job: Job, starts: int = 0) -> None:
+        """
+        Its blocks go back, and it waits in front; tokens it has made become part of the prompt. `starts` is 0 while a
+        batch is made, which has its number already, and 1 between batches.
+        """
         del self.running[job]
         if job.is_decoding:
-            made = self.number - job.entered
+            made = self.number + starts - job.entered
             self.ending[job.finishes].remove(job)
             job.is_decoding = False
             self.n -= 1
             self.offsets -= job.offset
             self.residues[job.offset % self.pool.block_size] -= 1
-            job.blocks = self.pool.blocks_for(job.offset + self.number)
+            job.blocks = self.pool.blocks_for(job.offset + self.number + starts)
             job.left -= made
             job.prompt += made
         else:

@@ -64,7 +64,7 @@ class Job:
         self.reused = 0  # tokens that the prefix cache had
         self.preemptions = 0
         self.is_decoding = False
-        self.is_carried = False  # its KV was computed by another instance
+        self.is_carried = False  # its KV was computed elsewhere and moved here
         self.offset = 0  # KV length minus the number of the batch, while decoding: it does not change
         self.entered = 0  # number of the batch with the last chunk of the prompt
         self.finishes = -1  # number of the batch that makes the last token

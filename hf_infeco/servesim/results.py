@@ -10,7 +10,7 @@ import numpy as np
 
 from .engine import Engine
 from .requests import Job, Request
-from .settings import Cluster, Instance
+from .settings import Cluster
 from .step import StepTime
 
 COLUMNS = (
@@ -45,6 +45,7 @@ class Results:
         self.seconds = 0.0
         self.engines: list[dict[str, Any]] = []
         self.formulas: list[StepTime] = []
+        self.switches: list[tuple[float, int, str]] = []  # time, width, reason
         self.file = open(rows, "w", newline="", encoding="utf-8") if rows else None  # noqa: SIM115 - closed in __exit__
         self.writer = csv.writer(self.file) if self.file else None
         if self.writer:
@@ -58,9 +59,6 @@ class Results:
             self.file.close()
 
     # ---------------------------------------------------------------- while it runs
-
-    def add_tables(self, instance: Instance, formula: StepTime) -> None:
-        self.formulas.append(formula)
 
     def arrived(self, request: Request) -> None:
         self.arrivals += 1
@@ -85,6 +83,7 @@ class Results:
         seconds = engine.seconds | {"idle": idle}
         power, devices = engine.instance.power, engine.instance.devices
         joules = power and sum(getattr(power, state) * devices * seconds[state] for state in seconds)
+        self.switches += getattr(engine, "switches", [])
         self.engines.append({"role": engine.instance.role, "devices": devices, "seconds": seconds, "joules": joules})
 
     def finish(self, now: float) -> None:
@@ -127,6 +126,7 @@ class Results:
             "preemptions": self.preemptions,
             **metrics,
             "joules": None if None in joules else sum(joules),
+            "switches": len(self.switches),
             "saturated": self.is_saturated,
             "sources": self.sources,
             "bands": self.bands,

@@ -90,6 +90,31 @@ class Correction:
 
 
 @dataclass(frozen=True)
+class Switching:
+    """
+    A width that changes while requests run. The devices of the instance, `tp` at first, form groups of that width.
+
+    Args:
+        widths: that can be had; the profile needs their tables.
+        policy: of `hf_infeco.scheduling`: sequential, soft, hard or auto; and its settings.
+        switch_s: seconds of a switch itself, measured.
+        first_step_s: seconds that the first step at a width takes longer, measured.
+        moves: whether running requests' KV is moved over the link; else it is computed anew.
+        interval_s: between two looks of the policy.
+    """
+
+    __pydantic_config__ = FORBID
+
+    widths: tuple[int, ...]
+    policy: str = "auto"
+    settings: dict[str, float] = field(default_factory=dict)
+    switch_s: float = 0.0
+    first_step_s: float = 0.0
+    moves: bool = True
+    interval_s: float = 0.05
+
+
+@dataclass(frozen=True)
 class Instance:
     """
     One serving engine, or `count` equal ones.
@@ -108,6 +133,8 @@ class Instance:
         link: between devices of the instance; needed where there is more than one.
         scheduler, power: as above.
         dollars_per_hour: of one device.
+        switching: whether the `tp * dp` devices change their width as they serve, and how; `dp` is then how many
+            groups there are at first, and they do not step together.
     """
 
     __pydantic_config__ = FORBID
@@ -127,6 +154,7 @@ class Instance:
     scheduler: Scheduler = field(default_factory=Scheduler)
     power: Power | None = None
     dollars_per_hour: float | None = None
+    switching: Switching | None = None
 
     @property
     def devices(self) -> int:

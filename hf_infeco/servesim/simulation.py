@@ -2,6 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from .rank import Rank
 from .requests import Job, Request
 from .results import Results
 from .routing import POLICIES, Target
-from .settings import Cluster, Instance
+from .settings import Cluster, Instance, Switching
 from .shape import ModelShape
 from .step import StepTime
 from .tables import Tables, read_tables
+from .width import Group
 
 SPARE = 0.02  # of the memory beside weights: activations, graphs and the allocator's gaps
 
@@ -159,23 +161,53 @@ class Simulation:
     def _targets(self, role: str) -> list[Target]:
         return [(engine, rank) for engine in self.engines if engine.instance.role == role for rank in engine.ranks]
 
-    def _engines(self, instance: Instance, tables: Callable[[Instance, ModelShape], Tables]) -> list[Engine]:
+    def _engines(self, instance: Instance, tables: Callable[[Instance, ModelShape], Tables]) -> list[Any]:
         if instance.role not in ("both", "prefill", "decode"):
             raise ValueError(f"role {instance.role!r} is none of both, prefill, decode")
-        shape = ModelShape.read(instance.model)
         if instance.devices > 1 and instance.link is None:
             raise ValueError(f"an instance of {instance.devices} devices needs `link`, its measured or fitted values")
+        shape = ModelShape.read(instance.model)
+        if instance.switching is not None:
+            how = instance.switching
+            return [Group(self.env, instance, how, self._widths(instance, how, shape, tables), self._ended)]
+        return self._equal(instance, shape, tables, instance.count)
+
+    def _widths(
+        self,
+        instance: Instance,
+        how: Switching,
+        shape: ModelShape,
+        tables: Callable[[Instance, ModelShape], Tables],
+    ) -> dict[int, list[Engine]]:
+        """The engines that the devices would be at each width."""
+        odd = [width for width in how.widths if instance.devices % width]
+        if odd or instance.tp not in how.widths or instance.role != "both":
+            raise ValueError(
+                f"switching between widths {list(how.widths)} needs widths that divide {instance.devices} devices, "
+                f"tp={instance.tp} among them, and role both"
+            )
+        engines = {}
+        for width in how.widths:
+            one = instance.kv_blocks and instance.kv_blocks * width // instance.tp
+            each = replace(instance, tp=width, dp=1, kv_blocks=one, switching=None)
+            engines[width] = self._equal(each, shape, tables, instance.devices // width)
+        return engines
+
+    def _equal(
+        self, instance: Instance, shape: ModelShape, tables: Callable[[Instance, ModelShape], Tables], count: int
+    ) -> list[Engine]:
+        """So many engines that share their tables."""
         step_time = StepTime(tables(instance, shape), shape, instance)
-        self.results.add_tables(instance, step_time)
+        self.results.formulas.append(step_time)
         blocks, settings = kv_blocks(instance, shape), instance.scheduler
         # Each batch in the stages' pipeline is a rank with its share of the seats and blocks.
-        lanes = instance.dp * instance.pp
-        share = settings if instance.pp == 1 else _share(settings, instance.pp)
-        ranks = lambda: [
-            Rank(share, BlockPool(blocks // instance.pp, settings.block_size, settings.prefix_caching))
-            for _ in range(lanes)
-        ]
-        return [Engine(self.env, ranks(), step_time, instance, self._ended) for _ in range(instance.count)]
+        share = replace(settings, max_num_seqs=max(settings.max_num_seqs // instance.pp, 1))
+
+        def ranks() -> list[Rank]:
+            pool = lambda: BlockPool(blocks // instance.pp, settings.block_size, settings.prefix_caching)
+            return [Rank(share, pool()) for _ in range(instance.dp * instance.pp)]
+
+        return [Engine(self.env, ranks(), step_time, instance, self._ended) for _ in range(count)]
 
 
 def kv_blocks(instance: Instance, shape: ModelShape) -> int:
@@ -202,12 +234,6 @@ def kv_blocks(instance: Instance, shape: ModelShape) -> int:
             f"{usable / 1e9:.1f} of their {instance.memory_gb:g} GB are for weights and KV; use more or larger ones"
         )
     return blocks
-
-
-def _share(settings: Any, parts: int) -> Any:
-    from dataclasses import replace
-
-    return replace(settings, max_num_seqs=max(settings.max_num_seqs // parts, 1))
 
 
 def _tables_of_profile(instance: Instance, shape: ModelShape) -> Tables:
