@@ -65,7 +65,7 @@ def _line(node: Any, where: list[Any]) -> int:
     return line
 
 
-def _sentence(error: dict[str, Any], where: list[Any]) -> str:
+def _sentence(error: Any, where: list[Any]) -> str:
     name = ".".join(map(str, where)) or "the file"
     given = repr(error["input"])
     given = given if len(given) < 60 else given[:57] + "..."

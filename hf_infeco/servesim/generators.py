@@ -61,7 +61,8 @@ def sessions(
     start = 0.0
     for number in range(sessions):
         start += float(dice.exponential(1.0 / rate))
-        context, ids = _length(dice, first_input), []
+        context = _length(dice, first_input)
+        ids: list[int] = []
         for turn in range(int(dice.geometric(1.0 / turns))):
             ids += [next(blocks) for _ in range(context // BLOCK - len(ids))]
             output = _length(dice, output_tokens)

@@ -113,7 +113,7 @@ class AttentionGrid:
         return self.holes[place]
 
 
-def _between(axis: list[int], value: float) -> tuple[int, float]:
+def _between(axis: Sequence[float], value: float) -> tuple[int, float]:
     """The place of the row below a value, and how far the value is on the way to the next, past 1 beyond the end."""
     low = bisect_right(axis, value) - 1
     last = len(axis) - 1

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -100,16 +101,16 @@ def measure(model: Any, grid: Grid, done: Points, width: int) -> dict[str, list[
     dense, head = [], []
     for count in tqdm(tokens, desc=f"tp{width}, dense"):
         for name, module, size in dense_modules(model):
-            seconds = done.once(f"tp{width} {name} {count}", lambda m=module, s=size, c=count: _time(m, s, c, grid))
+            seconds = done.once(f"tp{width} {name} {count}", partial(_time, module, size, count, grid))
             dense.append({"layer": name, "tokens": count, "time_us": 1e6 * seconds})
     for count in tqdm(sequences, desc=f"tp{width}, head"):
-        run = lambda c=count: _time(model.lm_head, config.hidden_size, c, grid)
+        run = partial(_time, model.lm_head, config.hidden_size, count, grid)
         seconds = done.once(f"tp{width} lm_head {count}", run)
         head.append({"layer": "lm_head", "sequences": count, "time_us": 1e6 * seconds})
     known = _by_tokens(dense, len(layers))
     attention: dict[tuple[int, int, int, int], float] = {}
     for batch, new, before in tqdm(list(_forwards(grid)), desc=f"tp{width}, attention"):
-        run = lambda b=batch, n=new, p=before: _time_forward(model, b, n, p, grid)
+        run = partial(_time_forward, model, batch, new, before, grid)
         seconds = done.once(f"tp{width} forward {batch} {new} {before}", run)
         rest = max(seconds - known(batch * new), 0.0) / len(layers)
         attention[(new, before, 0, 0) if new > 1 else (0, 0, batch, before)] = rest
@@ -147,7 +148,7 @@ def _time(module: nn.Module, size: int, tokens: int, grid: Grid) -> float:
         given = torch.randn(1, tokens, size, dtype=weight.dtype, device=weight.device)
     else:
         given = torch.zeros(1, tokens, dtype=torch.int64, device=weight.device)
-    return _median(lambda: module(given), weight.device, grid.repeats)
+    return _median(lambda: lambda: module(given), weight.device, grid.repeats)
 
 
 def _time_forward(model: Any, batch: int, new: int, before: int, grid: Grid) -> float:
@@ -160,16 +161,14 @@ def _time_forward(model: Any, batch: int, new: int, before: int, grid: Grid) -> 
         cache = copy.deepcopy(filled)
         return lambda: model.model(ids[:, before:], **{CACHE_NAME: cache}, use_cache=True)
 
-    return _median(None, model.device, grid.repeats, ready)
+    return _median(ready, model.device, grid.repeats)
 
 
-def _median(
-    function: Callable[[], Any] | None, device: torch.device, repeats: int, ready: Callable[[], Any] | None = None
-) -> float:
-    """Median seconds, after one run that is not counted; `ready` makes each run's function outside its time."""
+def _median(ready: Callable[[], Callable[[], Any]], device: torch.device, repeats: int) -> float:
+    """Median seconds of what `ready` makes outside the time; a first run is not counted."""
     taken = []
     for _ in range(repeats + 1):
-        run = ready() if ready else function
+        run = ready()
         _wait(device)
         start = time.perf_counter()
         run()

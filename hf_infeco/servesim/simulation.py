@@ -130,7 +130,7 @@ class Simulation:
             del self.under_way[session], self.parked[session]
 
     def _after(self, request: Request) -> Generator[simpy.Event, Any, None]:
-        yield self.env.timeout(request.delay)
+        yield self.env.timeout(request.delay or 0.0)
         self._enter(request)
 
     # ---------------------------------------------------------------- ends

@@ -44,11 +44,11 @@ def test_a_switch_and_its_first_step_take_their_time(tmp_path):
 
 def test_kv_that_is_moved_takes_the_link_and_kv_that_is_not_is_computed_again(tmp_path):
     """The first request decodes when a second one, which fits only wide, makes the devices switch."""
-    requests = [Request(0.0, 300, 60), Request(0.3, 700, 2)]
+    requests = [Request(0.0, 300, 150), Request(0.06, 700, 2)]
     last = {}
     for name, how in {"fast": {}, "slow": {"link": Link(1e-4)}, "anew": {"moves": False}}.items():
         results = serve(tmp_path, requests, **how)
-        assert results.column("output").tolist() == [60, 2]
+        assert results.column("output").tolist() == [150, 2]
         last[name] = results.metrics["latency"][0]
     assert last["fast"] < last["slow"] and last["fast"] < last["anew"]
 
