@@ -40,7 +40,7 @@ class Results:
     def __init__(self, cluster: Cluster, rows: str | Path | None = None):
         self.cluster = cluster
         self.times = {name: array("d") for name in KEPT}
-        self.tokens = {name: array("l") for name in ("number", "input", "output")}
+        self.tokens = {name: array("i") for name in ("number", "input", "output")}
         self.count = self.arrivals = self.preemptions = self.tokens_in = 0
         self.seconds = 0.0
         self.engines: list[dict[str, Any]] = []
@@ -95,7 +95,7 @@ class Results:
 
     def column(self, name: str) -> np.ndarray:
         """`arrival`, `queued`, `first`, `last` (seconds), `number`, `input`, `output`, in the order of the trace."""
-        order = np.argsort(np.frombuffer(self.tokens["number"], dtype=np.dtype("l")), kind="stable")
+        order = np.argsort(np.frombuffer(self.tokens["number"], dtype=np.intc), kind="stable")
         return np.asarray({**self.times, **self.tokens}[name])[order]
 
     @property
