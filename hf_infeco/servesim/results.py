@@ -34,14 +34,14 @@ class Results:
     """
     Times of all requests, in columns by the order in which they ended.
 
-    `rows` goes to a CSV file while the simulation runs; memory holds four numbers and three counts of a request.
+    `rows` goes to a CSV file while the simulation runs; memory holds four times and two counts of a request.
     """
 
     def __init__(self, cluster: Cluster, rows: str | Path | None = None):
         self.cluster = cluster
         self.times = {name: array("d") for name in KEPT}
-        self.tokens = {name: array("i") for name in ("number", "input", "output")}
-        self.count = self.arrivals = self.preemptions = self.tokens_in = 0
+        self.tokens = {name: array("i") for name in ("number", "output")}
+        self.count = self.arrivals = self.preemptions = self.input_tokens = 0
         self.seconds = 0.0
         self.engines: list[dict[str, Any]] = []
         self.formulas: list[StepTime] = []
@@ -62,14 +62,14 @@ class Results:
 
     def arrived(self, request: Request) -> None:
         self.arrivals += 1
-        self.tokens_in += request.input_tokens + request.output_tokens
+        self.input_tokens += request.input_tokens
 
     def ended(self, job: Job, prefill: Job | None, engine: int) -> None:
         """`prefill` is the job of the prefill instance, for a request that went through two."""
         start, request = prefill or job, job.request
         for name, value in zip(KEPT, (start.arrival, start.queued, job.first, job.last)):
             self.times[name].append(value)
-        for name, count in zip(self.tokens, (request.number, request.input_tokens, request.output_tokens)):
+        for name, count in zip(self.tokens, (request.number, request.output_tokens)):
             self.tokens[name].append(count)
         self.count += 1
         self.preemptions += job.preemptions
@@ -94,9 +94,11 @@ class Results:
     # ---------------------------------------------------------------- what it tells
 
     def column(self, name: str) -> np.ndarray:
-        """`arrival`, `queued`, `first`, `last` (seconds), `number`, `input`, `output`, in the order of the trace."""
-        order = np.argsort(np.frombuffer(self.tokens["number"], dtype=np.intc), kind="stable")
-        return np.asarray({**self.times, **self.tokens}[name])[order]
+        """`arrival`, `queued`, `first`, `last` (seconds), `number`, `output`, in the order of the trace."""
+        return np.asarray({**self.times, **self.tokens}[name])[self._order()]
+
+    def _order(self) -> np.ndarray:
+        return np.argsort(np.frombuffer(self.tokens["number"], dtype=np.intc), kind="stable")
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -119,7 +121,7 @@ class Results:
         return {
             "requests": self.count,
             "seconds": self.seconds,
-            "input_tokens": int(self.column("input").sum()),
+            "input_tokens": self.input_tokens,
             "output_tokens": output,
             "output_tokens_per_s": output / self.seconds if self.seconds else 0.0,
             "requests_per_s": self.count / self.seconds if self.seconds else 0.0,
@@ -136,9 +138,9 @@ class Results:
     @property
     def is_saturated(self) -> bool:
         """Whether requests wait longer and longer as long as new ones come: the trace is more than is served."""
-        wait = self.column("first") - self.column("arrival")
-        parts = [part.mean() for part in np.array_split(wait, 5) if len(part)]
-        lasting = np.median(self.column("last") - self.column("first")) if len(wait) else 0.0
+        arrival, _, first, last = (np.asarray(self.times[name]) for name in KEPT)
+        parts = [(first[part] - arrival[part]).mean() for part in np.array_split(self._order(), 5) if len(part)]
+        lasting = np.median(last - first) if len(first) else 0.0
         grows = len(parts) == 5 and all(a < b for a, b in pairwise(parts))
         return bool(grows and parts[-1] > 2 * parts[0] and parts[-1] > 0.1 * lasting)
 
