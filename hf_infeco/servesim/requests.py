@@ -10,7 +10,8 @@ class Request:
 
     Args:
         arrival: seconds since the start of the trace, at the front end.
-        input_tokens, output_tokens: lengths; the output is as long as it says.
+        input_tokens: of the prompt.
+        output_tokens: that are made, no more and no less.
         hash_ids: a number for each whole block of the prompt, equal where the prompts are equal up to its end.
         hash_block: tokens of such a block.
         session: requests of one conversation or agent share it.

@@ -96,7 +96,8 @@ class Switching:
 
     Args:
         widths: that can be had; the profile needs their tables.
-        policy: of `hf_infeco.scheduling`: sequential, soft, hard or auto; and its settings.
+        policy: of `hf_infeco.scheduling`: sequential, soft, hard or auto.
+        settings: of the policy.
         switch_s: seconds of a switch itself, measured.
         first_step_s: seconds that the first step at a width takes longer, measured.
         moves: whether running requests' KV is moved over the link; else it is computed anew.
@@ -123,7 +124,8 @@ class Instance:
         model: a `config.json`, or a folder that has one.
         profile: a folder of tables for one device and model.
         count: how many of them.
-        tp, pp: devices that share a layer, and stages that layers are split over.
+        tp: devices that share a layer.
+        pp: stages that layers are split over.
         dp: ranks that step together, each with its own requests (data parallel attention of a mixture of experts).
         ep: devices that experts are split over; `tp * dp` where there are experts and nothing else is said.
         memory_gb: of one device, 1e9 bytes. Read where `kv_blocks` is not given.
@@ -131,7 +133,8 @@ class Instance:
         kv_blocks: of each rank, as the engine logs it.
         role: `both`, `prefill` or `decode`.
         link: between devices of the instance; needed where there is more than one.
-        scheduler, power: as above.
+        scheduler: how it batches.
+        power: watts of one device, for the energy.
         dollars_per_hour: of one device.
         switching: whether the `tp * dp` devices change their width as they serve, and how; `dp` is then how many
             groups there are at first, and they do not step together.
