@@ -42,7 +42,7 @@ $(READY): pyproject.toml constraints.txt setup.py
 		$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"; \
 	fi
 	@echo "setup: installing hf_infeco and its dependencies"
-	@$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt -e '.[train,dev]'
+	@$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt -e '.[train,sim,dev]'
 	@touch $@
 
 demo: $(READY) ## a trained model answers from a long text, dense and patched, in one table
@@ -61,7 +61,7 @@ aot: $(READY) ## compile every Triton kernel for GPUs that are not here; fails o
 	printf '%s\n' $(GPU_TARGETS) | xargs -P $(WORKERS) -n 1 $(BIN)/python -m hf_infeco.kernels.aot
 
 bench: $(READY) ## measure and write benchmarks/results/
-	for suite in foundation s2o innerq static; do $(BIN)/hf-infeco bench $$suite || exit; done
+	for suite in foundation s2o innerq static servesim; do $(BIN)/hf-infeco bench $$suite || exit; done
 
 real: $(VENV)/.real-ready ## fetch a real trained model, once, and measure what a patch costs it (MODEL=... for another)
 	$(if $(MODEL),HF_HUB_OFFLINE=0) $(BIN)/hf-infeco bench real $(if $(MODEL),--model $(MODEL))

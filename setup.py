@@ -4,6 +4,8 @@ from setuptools import find_namespace_packages, setup
 
 setup(
     # find_packages would pass over `kernels`, which has no __init__.py: on top, the name is that of another library.
-    packages=find_namespace_packages(include=["hf_infeco", "hf_infeco.*"], exclude=["*.__pycache__", "*.results"]),
-    package_data={"hf_infeco": ["py.typed"]},
+    packages=find_namespace_packages(
+        include=["hf_infeco", "hf_infeco.*"], exclude=["*.__pycache__", "*.results", "*.data", "*.data.*"]
+    ),
+    package_data={"hf_infeco": ["py.typed", "servesim/devices.yaml"]},
 )

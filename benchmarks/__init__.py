@@ -14,6 +14,7 @@ SUITES = {
     "static": "STATIC against transformers' own constraint and unconstrained search: time, memory and validity.",
     "remix": "ReMix against one token per step, several, and the confidence threshold: accuracy over forwards, time.",
     "flying": "Switching the width of a served model: times, texts, a bursty trace under each policy.",
+    "servesim": "The serving simulator against public vLLM runs and the paper's H100 summaries: error, speed, memory.",
     "real": "A real trained model, dense and patched: perplexity, retrieval, answers, other caches at equal bytes.",
 }
 

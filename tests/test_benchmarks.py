@@ -93,6 +93,14 @@ def real(results):
     assert "S2O, InnerQ" in load("real").quotes["README.md"].block(results)
 
 
+def servesim(results):
+    entries = results["runs"]["entries"]
+    assert {entry["requests"] for entry in entries if entry["part"] == "not queued"} == {118}
+    plain = [entry for entry in entries if (entry["who"], entry["part"]) == ("hf_infeco", "all")]
+    assert all(abs(entry["mean"]) < 4 for entry in plain if entry["metric"] == "tpot")
+    assert results["speed"]["entries"][0]["requests"] == 50
+
+
 @every_suite
 def test_quick_measures_every_part_and_every_table_shows_it(name, tmp_path):
     out, suite = tmp_path / f"{name}.json", load(name)
@@ -106,9 +114,8 @@ def test_quick_measures_every_part_and_every_table_shows_it(name, tmp_path):
     assert {part for table in tables for part in table.parts} == set(suite.parts)
     page = results_page(suite, results)
     assert all(f"## {table.title}\n" in page for table in suite.tables)
-    shows = {"foundation": foundation, "s2o": s2o, "innerq": innerq, "static": static, "remix": remix, "real": real}
-    shows["flying"] = flying
-    shows[name](results)
+    shows = (foundation, s2o, innerq, static, remix, flying, servesim, real)
+    {show.__name__: show for show in shows}[name](results)
 
 
 @every_suite

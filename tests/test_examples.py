@@ -24,3 +24,11 @@ def test_generate_answers_and_reports():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "innerq  enabled" in done.stdout and "bytes before" in done.stdout
+
+
+def test_planning_a_cluster_names_a_layout_and_why_others_lost():
+    command = [sys.executable, "examples/plan_a_cluster.py", "--rate", "6"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].endswith("keeps the promise, and nobody beats it")
+    assert "costs less and answers no later" in done.stdout

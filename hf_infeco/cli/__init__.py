@@ -3,9 +3,13 @@
 import typer
 
 from .bench import bench
+from .calibrate import calibrate
 from .env import env
 from .explain import explain
 from .index import index
+from .plan import plan
+from .profile import profile
+from .simulate import simulate
 
 app = typer.Typer(
     name="hf-infeco",
@@ -16,6 +20,10 @@ app = typer.Typer(
 )
 app.command()(env)
 app.command()(explain)
+app.command()(simulate)
+app.command()(profile)
+app.command()(calibrate)
+app.command()(plan)
 app.add_typer(bench, name="bench")
 app.add_typer(index, name="index")
 

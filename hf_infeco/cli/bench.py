@@ -30,7 +30,7 @@ def _command(name: str) -> Callable[..., None]:
         try:
             written = run(load(name), chosen, quick, out, plot, model)
         except ModuleNotFoundError as error:
-            extra = "real" if error.name == "gguf" else "bench"
+            extra = "real" if error.name == "gguf" else "aic" if "aiconf" in str(error.name) else "bench"
             raise typer.BadParameter(f"{error.name} is missing: pip install 'hf_infeco[{extra}]'") from error
         except (ConnectionError, ValueError) as error:
             raise typer.BadParameter(str(error)) from error
