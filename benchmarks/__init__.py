@@ -15,6 +15,7 @@ SUITES = {
     "remix": "ReMix against one token per step, several, and the confidence threshold: accuracy over forwards, time.",
     "flying": "Switching the width of a served model: times, texts, a bursty trace under each policy.",
     "servesim": "The serving simulator against public vLLM runs and the paper's H100 summaries: error, speed, memory.",
+    "sidequest": "SideQuest on the bundled agent against keeping everything, perfect eviction and baselines.",
     "real": "A real trained model, dense and patched: perplexity, retrieval, answers, other caches at equal bytes.",
 }
 

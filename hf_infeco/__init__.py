@@ -23,6 +23,8 @@ __all__ = [
     "PatchReport",
     "RemixConfig",
     "S2OConfig",
+    "SideQuestConfig",
+    "SideQuestSession",
     "StaticIndex",
     "StaticLogitsProcessor",
     "cache_nbytes",
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from .patching import explain, patch, patched, report, unpatch
     from .remix import RemixConfig
     from .s2o import S2OConfig, s2o_attention
+    from .sidequest import SideQuestConfig, SideQuestSession
     from .static import (
         ConstrainedBeams,
         StaticIndex,
@@ -76,6 +79,7 @@ else:
         "patching": ["explain", "patch", "patched", "report", "unpatch"],
         "remix": ["RemixConfig"],
         "s2o": ["S2OConfig", "s2o_attention"],
+        "sidequest": ["SideQuestConfig", "SideQuestSession"],
         "static": [
             "ConstrainedBeams",
             "StaticIndex",

@@ -38,7 +38,7 @@ def keep_tokens(cache: Cache, mask: torch.Tensor) -> None:
     Raises:
         ValueError: for a mask of another shape or dtype, and for a cache with layers that cannot drop tokens.
     """
-    expected = _seen(cache)
+    expected = rows_and_positions(cache)
     if mask.dtype != torch.bool or (expected is not None and tuple(mask.shape) != expected):
         raise ValueError(
             f"mask is {mask.dtype} {list(mask.shape)}: it has to be torch.bool {list(expected or ())}, with an entry "
@@ -134,7 +134,7 @@ def _layers(cache: Cache) -> list[Any]:
     return cache.layers
 
 
-def _seen(cache: Cache) -> tuple[int, int] | None:
+def rows_and_positions(cache: Cache) -> tuple[int, int] | None:
     """Rows, and positions seen, of the first layer that keeps all tokens; None as long as there are none."""
     for layer in _layers(cache):
         if (isinstance(layer, HandleLayer) or compat.is_full_attention_layer(layer)) and layer.get_seq_length():

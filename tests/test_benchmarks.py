@@ -10,13 +10,23 @@ from hf_infeco.benchmarks.documents import Table, markdown_table, results_page
 from hf_infeco.benchmarks.measuring import MODEL
 from hf_infeco.benchmarks.real import fetch
 from hf_infeco.benchmarks.s2o.rules import RULES
+from hf_infeco.benchmarks.sidequest.policies import BASELINES
 from hf_infeco.benchmarks.suite import Suite, run
 from hf_infeco.cli import app
+
+from .sidequest import agents
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 every_suite = pytest.mark.parametrize("name", SUITES)
-ON_A_MODEL = {name: ("--model", str(MODEL)) for name in ("real", "flying")}  # its own would have to be fetched
+@pytest.fixture(scope="module")
+def on_a_model(tmp_path_factory):
+    """Arguments for the benchmarks whose own model would have to be fetched."""
+    folder = tmp_path_factory.mktemp("agent")
+    agents.model().float().save_pretrained(folder)
+    agents.tokenizer().save_pretrained(folder)
+    ours = {name: ("--model", str(MODEL)) for name in ("real", "flying")}
+    return ours | {"sidequest": ("--model", str(folder))}
 
 
 def bench(name, *arguments, exit_code=0):
@@ -101,10 +111,17 @@ def servesim(results):
     assert results["speed"]["entries"][0]["requests"] == 50
 
 
+def sidequest(results):
+    """A random model calls no tool: its answers are wrong, and there is nothing to delete."""
+    assert [entry["policy"] for entry in results["baselines"]["entries"]][2:] == list(BASELINES)
+    entries = [entry for part in results.values() for entry in part["entries"]]
+    assert all(entry["right"] == 0 and entry["peak_ratio"] == 1.0 and entry["commands"] == 0 for entry in entries)
+
+
 @every_suite
-def test_quick_measures_every_part_and_every_table_shows_it(name, tmp_path):
+def test_quick_measures_every_part_and_every_table_shows_it(name, tmp_path, on_a_model):
     out, suite = tmp_path / f"{name}.json", load(name)
-    output = bench(name, "--quick", "--out", out, *ON_A_MODEL.get(name, ()))
+    output = bench(name, "--quick", "--out", out, *on_a_model.get(name, ()))
     assert f"wrote {out}" in output
     assert list(tmp_path.iterdir()) == [out]  # no progress is left, and no page of the repository follows
     results = json.loads(out.read_text())
@@ -114,7 +131,7 @@ def test_quick_measures_every_part_and_every_table_shows_it(name, tmp_path):
     assert {part for table in tables for part in table.parts} == set(suite.parts)
     page = results_page(suite, results)
     assert all(f"## {table.title}\n" in page for table in suite.tables)
-    shows = (foundation, s2o, innerq, static, remix, flying, servesim, real)
+    shows = (foundation, s2o, innerq, static, remix, sidequest, flying, servesim, real)
     {show.__name__: show for show in shows}[name](results)
 
 

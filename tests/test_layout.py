@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = {".git", ".venv", ".compat", ".out", "build", "dist", "site", "__pycache__"}
 FOLDERS = ("hf_infeco", "kernels", "training", "benchmarks", "examples", "tests")
 LINKED = ("kernels", "training", "benchmarks")  # hf_infeco has a link to each
-PUBLIC_FOLDERS = ("training", "remix", "flying", "servesim")  # systems that are imported by their own names
+PUBLIC_FOLDERS = ("training", "remix", "sidequest", "flying", "servesim")  # systems that are imported by their own names
 ON_TOP = ("patching", "reporting", "warming", "cli")  # everything else beside the systems is what these build on
 SYSTEMS = sorted(
     path.parent.name
@@ -77,8 +77,12 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
 
 
 def is_public(name: list[str]) -> bool:
-    """A name of `hf_infeco.__all__`, anything in a folder that is a public name itself, or a dunder."""
-    return name[0] in PUBLIC_FOLDERS or name[0] in public_names() or name[0].startswith("__")
+    """
+    A name of `hf_infeco.__all__`, anything in a folder that is a public name itself, the base of configs, or a dunder
+    (`__version__`).
+    """
+    known = {*PUBLIC_FOLDERS, *public_names()}
+    return name == ["config", "Config"] or name[0] in known or name[0].startswith("__")
 
 
 def public_names() -> list[str]:

@@ -10,6 +10,7 @@ from .index import index
 from .plan import plan
 from .profile import profile
 from .simulate import simulate
+from .train import train
 
 app = typer.Typer(
     name="hf-infeco",
@@ -26,5 +27,6 @@ app.command()(calibrate)
 app.command()(plan)
 app.add_typer(bench, name="bench")
 app.add_typer(index, name="index")
+app.add_typer(train, name="train")
 
 __all__ = ["app"]

@@ -93,3 +93,10 @@ def test_the_commands_ask_for_torch_only_when_they_run(arguments):
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+def test_train_tells_what_is_wrong_with_a_config(tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text('{"traces": 0}')
+    result = CliRunner().invoke(app, ["train", "sidequest", "--model", "nowhere", "--config", str(config)])
+    assert result.exit_code == 2 and "traces=0 must be at least 1" in " ".join(result.output.split())

@@ -1,0 +1,84 @@
+"""
+An agent that tidies its own context: one task, turn by turn, with what is open, what the side thread says and what is
+freed.
+
+    python examples/agent_sidequest.py --model FOLDER_OR_NAME [--hops 3] [--parts 2] [--seed 1000003] [--interval 2]
+
+The base model is SmolLM2-135M-Instruct, by its name on the Hub or as a folder. The adapters in examples/models were
+trained with this project's recipe: one answers with search, open and find, the other names the results that are stale.
+"""
+
+import argparse
+from pathlib import Path
+
+from peft import PeftModel
+from rich.console import Console
+from rich.markup import escape
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_infeco import SideQuestConfig, SideQuestSession
+from hf_infeco.sidequest import Event, KeepAll, SideQuestResult
+from hf_infeco.training.testbed.agent.tasks import Task, make_task
+
+MODELS = Path(__file__).parent / "models"
+STYLES = {"turn": "white", "fork": "dim", "command": "yellow", "rejected": "red", "evicted": "green", "answer": "bold"}
+
+
+def load(name: str) -> tuple[PeftModel, AutoTokenizer]:
+    """The base model with both adapters, and its tokenizer."""
+    base = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    model = PeftModel.from_pretrained(base, MODELS / "agent", adapter_name="agent")
+    model.load_adapter(MODELS / "sidequest", adapter_name="side")
+    return model.eval(), AutoTokenizer.from_pretrained(name)
+
+
+def describe(event: Event) -> str:
+    """An event as a line or a few."""
+    cursors = ", ".join(map(str, event.cursors)) or "none"
+    return {
+        "turn": f"turn {event.turn}: {event.text}\n   -> {event.result[:70]!r}...  open: {cursors}",
+        "fork": f"side thread begins; open: {cursors}",
+        "command": f"side thread: {event.text}",
+        "rejected": f"side thread rejected: {event.text}",
+        "evicted": f"freed: cursors {cursors}, {event.tokens} tokens, {event.nbytes / 1e6:.1f} MB",
+        "answer": f"answer: {event.text}",
+    }[event.kind]
+
+
+def compare(console: Console, task: Task, kept: SideQuestResult, tidied: SideQuestResult) -> None:
+    """The same task with and without side threads."""
+    for name, result in (("keep all", kept), ("SideQuest", tidied)):
+        record, verdict = result.record, "right" if task.is_right(result.answer or "") else "wrong"
+        console.print(
+            f"{name}: {verdict}, peak {record.peak_tokens} tokens, {record.mean_tokens:.0f} on average, "
+            f"{record.kv_reads / 1000:.0f} thousand KV reads"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--hops", type=int, default=3)
+    parser.add_argument("--parts", type=int, default=2)
+    parser.add_argument(
+        "--seed", type=int, default=1_000_003, help="of the task; from 1,000,000 on none was trained on"
+    )
+    parser.add_argument("--interval", type=int, default=2, help="tool calls between two side threads")
+    arguments = parser.parse_args()
+
+    model, tokenizer = load(arguments.model)
+    task = make_task(arguments.seed, arguments.hops, arguments.parts)
+    config = SideQuestConfig(
+        interval=arguments.interval, main_adapters=("agent",), side_adapters=("agent", "side"), max_new_tokens=200
+    )
+    console = Console(highlight=False)
+    console.print(escape(task.messages[-1]["content"]), style="bold")
+    tidied = SideQuestSession(model, tokenizer, task.tools, config).run(
+        task.messages, on_event=lambda event: console.print(escape(describe(event)), style=STYLES[event.kind])
+    )
+    kept = SideQuestSession(model, tokenizer, task.tools, config, policy=KeepAll()).run(task.messages)
+    compare(console, task, kept, tidied)
+
+
+if __name__ == "__main__":
+    main()
