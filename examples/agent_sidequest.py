@@ -4,11 +4,12 @@ freed.
 
     python examples/agent_sidequest.py --model FOLDER_OR_NAME [--hops 3] [--parts 2] [--seed 1000003] [--interval 2]
 
-The base model is SmolLM2-135M-Instruct, by its name on the Hub or as a folder. The adapters in examples/models were
-trained with this project's recipe: one answers with search, open and find, the other names the results that are stale.
+The base model is SmolLM2-135M-Instruct, by its name on the Hub or as a folder. Two adapters go onto it: one answers with
+search, open and find, the other names the results that are stale. docs/sidequest.md says how to train both.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from peft import PeftModel
@@ -24,11 +25,15 @@ MODELS = Path(__file__).parent / "models"
 STYLES = {"turn": "white", "fork": "dim", "command": "yellow", "rejected": "red", "evicted": "green", "answer": "bold"}
 
 
-def load(name: str) -> tuple[PeftModel, AutoTokenizer]:
+def load(name: str, agent: Path, side: Path) -> tuple[PeftModel, AutoTokenizer]:
     """The base model with both adapters, and its tokenizer."""
+    if missing := [str(folder) for folder in (agent, side) if not folder.is_dir()]:
+        sys.exit(
+            f"There is no adapter in {' and '.join(missing)}: train them as docs/sidequest.md says, or name others."
+        )
     base = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-    model = PeftModel.from_pretrained(base, MODELS / "agent", adapter_name="agent")
-    model.load_adapter(MODELS / "sidequest", adapter_name="side")
+    model = PeftModel.from_pretrained(base, agent, adapter_name="agent")
+    model.load_adapter(side, adapter_name="side")
     return model.eval(), AutoTokenizer.from_pretrained(name)
 
 
@@ -58,6 +63,8 @@ def compare(console: Console, task: Task, kept: SideQuestResult, tidied: SideQue
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--agent", type=Path, default=MODELS / "agent", help="folder of the agent's adapter")
+    parser.add_argument("--side", type=Path, default=MODELS / "sidequest", help="folder of the side thread's")
     parser.add_argument("--hops", type=int, default=3)
     parser.add_argument("--parts", type=int, default=2)
     parser.add_argument(
@@ -66,7 +73,7 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=2, help="tool calls between two side threads")
     arguments = parser.parse_args()
 
-    model, tokenizer = load(arguments.model)
+    model, tokenizer = load(arguments.model, arguments.agent, arguments.side)
     task = make_task(arguments.seed, arguments.hops, arguments.parts)
     config = SideQuestConfig(
         interval=arguments.interval, main_adapters=("agent",), side_adapters=("agent", "side"), max_new_tokens=200

@@ -35,6 +35,8 @@ def test_planning_a_cluster_names_a_layout_and_why_others_lost():
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].endswith("keeps the promise, and nobody beats it")
     assert "costs less and answers no later" in done.stdout
+
+
 def test_the_agents_example_shows_what_happens_at_each_turn():
     """The base model is fetched; what the example prints of a run is tested on one of a tiny model."""
     path = ROOT / "examples" / "agent_sidequest.py"

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = {".git", ".venv", ".compat", ".out", "build", "dist", "site", "__pycache__"}
 FOLDERS = ("hf_infeco", "kernels", "training", "benchmarks", "examples", "tests")
 LINKED = ("kernels", "training", "benchmarks")  # hf_infeco has a link to each
-PUBLIC_FOLDERS = ("training", "remix", "sidequest", "flying", "servesim")  # systems that are imported by their own names
+PUBLIC_FOLDERS = ("training", "remix", "sidequest", "flying", "servesim")  # imported by their own names
 ON_TOP = ("patching", "reporting", "warming", "cli")  # everything else beside the systems is what these build on
 SYSTEMS = sorted(
     path.parent.name
