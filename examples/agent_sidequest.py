@@ -4,8 +4,8 @@ freed.
 
     python examples/agent_sidequest.py --model FOLDER_OR_NAME [--hops 3] [--parts 2] [--seed 1000003] [--interval 2]
 
-The base model is SmolLM2-135M-Instruct, by its name on the Hub or as a folder. Two adapters go onto it: one answers with
-search, open and find, the other names the results that are stale. docs/sidequest.md says how to train both.
+The base model is SmolLM2-135M-Instruct, by its name on the Hub or as a folder. Two adapters go onto it: one answers
+with search, open and find, the other names the results that are stale. docs/sidequest.md says how to train both.
 """
 
 import argparse
@@ -28,9 +28,7 @@ STYLES = {"turn": "white", "fork": "dim", "command": "yellow", "rejected": "red"
 def load(name: str, agent: Path, side: Path) -> tuple[PeftModel, AutoTokenizer]:
     """The base model with both adapters, and its tokenizer."""
     if missing := [str(folder) for folder in (agent, side) if not folder.is_dir()]:
-        sys.exit(
-            f"There is no adapter in {' and '.join(missing)}: train them as docs/sidequest.md says, or name others."
-        )
+        sys.exit(f"No adapter in {' and '.join(missing)}: train them as docs/sidequest.md says, or name others.")
     base = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
     model = PeftModel.from_pretrained(base, agent, adapter_name="agent")
     model.load_adapter(side, adapter_name="side")

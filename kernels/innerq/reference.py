@@ -256,7 +256,8 @@ def value_norms(value: torch.Tensor, by_token: bool = True) -> torch.Tensor:
     if not by_token:
         power = (largest.amax(-1, keepdim=True) / LARGEST).nan_to_num(1.0).clamp(min=1).log2().ceil()
         return power.exp2().bfloat16()
-    size = torch.linalg.vector_norm(tiles, dim=-1, dtype=torch.float32) * value.shape[-1] ** -0.5
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    size = torch.linalg.vector_norm(tiles, dim=-1, dtype=dtype) * value.shape[-1] ** -0.5
     size = size.where(size.isfinite(), largest).nan_to_num(1.0, posinf=1.0)  # squares overflow before numbers do
     return size.clamp(min=QUIETEST).bfloat16()
 

@@ -173,6 +173,11 @@ def test_with_norms_every_token_has_an_error_of_its_own_size(largest):
     assert error.max() < 0.5
 
 
+def test_norms_of_double_precision_are_the_same():
+    value = random_groups(1, 2, 32, 2).flatten(-2)
+    assert torch.equal(reference.value_norms(value.double()), reference.value_norms(value))
+
+
 def test_silent_tokens_stay_silent_and_infinite_ones_harm_no_other():
     value = torch.ones(1, 1, 32, 64)
     value[:, :, 3], value[:, :, 7, 0] = 0, float("inf")
