@@ -258,7 +258,8 @@ def value_norms(value: torch.Tensor, by_token: bool = True) -> torch.Tensor:
         return power.exp2().bfloat16()
     dtype = torch.promote_types(value.dtype, torch.float32)
     size = torch.linalg.vector_norm(tiles, dim=-1, dtype=dtype) * value.shape[-1] ** -0.5
-    size = size.where(size.isfinite(), largest).nan_to_num(1.0, posinf=1.0)  # squares overflow before numbers do
+    # Squares overflow before numbers do; the largest of a token's numbers is about three times their norm.
+    size = size.where(size.isfinite(), largest / 3).nan_to_num(1.0, posinf=1.0)
     return size.clamp(min=QUIETEST).bfloat16()
 
 
