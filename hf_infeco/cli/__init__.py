@@ -14,7 +14,7 @@ from .train import train
 
 app = typer.Typer(
     name="hf-infeco",
-    help="Long context for Hugging Face models: what a patch would do, and what a bug report needs.",
+    help="hf_infeco: what a patch would do, benchmarks, indexes, recipes and the serving simulator.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
