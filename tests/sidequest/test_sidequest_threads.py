@@ -146,7 +146,7 @@ def test_a_patched_model_with_exact_innerq_layers_tidies_its_context_as_a_plain_
 
 
 def test_packed_tokens_of_an_innerq_cache_are_freed_tile_by_tile():
-    agent = hf_infeco.patch(model(head_dim=32), s2o=False, innerq=InnerQConfig(sink=3, recent=5))
+    agent = hf_infeco.patch(model(head_dim=32).float(), s2o=False, innerq=InnerQConfig(sink=3, recent=5))
     result = session(TURNS, DELETE, synchronous=True, agent=agent).run(QUESTION)
     (evicted,) = (event for event in result.record.events if event.kind == "evicted")
     assert evicted.nbytes > 0 and result.record.deleted == [(2, 0)]
