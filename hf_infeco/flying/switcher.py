@@ -32,7 +32,7 @@ class ParallelSwitcher:
         groups (`dict[int, Group]`): of this process, for each width above 1.
 
     Raises:
-        ImportError: on a transformers older than 5.18.
+        ImportError: on a transformers older than 5.23.
         RuntimeError: if `torch.distributed` is not initialised.
         ValueError: if the model has no plan, too few KV heads or no whole weights, or processes do not divide.
 
