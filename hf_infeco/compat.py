@@ -35,7 +35,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 OLDEST, NEWEST_TESTED = Version("5.4.0"), Version("5.24.0")
-FLYING_OLDEST = Version("5.23.0")  # 5.18 gathers logits otherwise, and refuses a plain forward beside a paged cache
+FLYING_OLDEST = Version("5.23.0")  # 5.18 cannot gather uneven parts, and refuses a plain forward beside a paged cache
 INSTALLED = Version(transformers.__version__)
 CROP_TAKES_A_DIFFERENCE = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
 SDPA_TAKES_POSITION_BIAS = "position_bias" in inspect.signature(sdpa_attention_forward).parameters
