@@ -223,9 +223,13 @@ def _attend_tiles(
     groups, value_dim = sums.shape[1], acc.shape[1]
     weights = np.empty((query.shape[0], CHUNK), np.float32)
     weight_sums = np.empty((query.shape[0], CHUNK // GROUP), np.float32)
+    loudness = np.empty(CHUNK, np.float32)  # of the chunk's values
     key_words, key_scales, value_words, value_scales, value_norms = starts
     for first in range(tiles[0], tiles[1], CHUNK // GROUP):
         count = min(CHUNK // GROUP, tiles[1] - first)
+        if norms is not None:  # once for all rows
+            for i in range(count * GROUP):
+                loudness[i] = to_float(norms[value_norms + first * GROUP + i])
         for row in range(query.shape[0]):
             weights[row] = common[row]
         for row in range(0, query.shape[0], len(block)):
@@ -250,10 +254,10 @@ def _attend_tiles(
                     if not mask[first * GROUP + i]:
                         weights[row, i] = -np.inf
             _update_softmax(weights, count * GROUP, row, maximum, total, acc)
+            if norms is not None:
+                for i in range(count * GROUP):
+                    weights[row, i] *= loudness[i]
             for tile in range(count):
-                if norms is not None:
-                    for i in range(tile * GROUP, (tile + 1) * GROUP):
-                        weights[row, i] *= to_float(norms[value_norms + first * GROUP + i])
                 weight_sums[row, tile] = weights[row, tile * GROUP : (tile + 1) * GROUP].sum()
         for row in range(0, query.shape[0], len(block)):
             for tile in range(count):

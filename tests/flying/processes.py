@@ -19,6 +19,15 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.flying.workers"])
 
 
+def message_of(call: Callable) -> str:
+    """Of the error that a call raises."""
+    try:
+        call()
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return "nothing"
+
+
 def run(num_processes: int, function: Callable, *args: Any, timeout: float = 90.0) -> list[Any]:
     """
     What `function(*args)` returns in each of `num_processes` processes that know one another by `torch.distributed`.

@@ -13,7 +13,7 @@ from hf_infeco.benchmarks.flying.schedules import MOVES, alone, answers, schedul
 from hf_infeco.flying import FlyingManager
 
 from .models import UNEVEN, build, prompt
-from .processes import TIMEOUT
+from .processes import TIMEOUT, message_of
 
 POOL = dict(page_size=16, num_blocks=40, max_batch_tokens=64)
 
@@ -62,7 +62,7 @@ def trouble() -> dict:
     manager.costs = MOVES
     short, long = prompt(1, 20)[0].tolist(), prompt(1, 150)[0].tolist()
     found = {"text": alone(reference, short, 8), "long text": alone(reference, long, 8)}
-    found["too large"] = _message(lambda: manager.add_request(prompt(1, 500)[0].tolist(), max_new_tokens=8))
+    found["too large"] = message_of(lambda: manager.add_request(prompt(1, 500)[0].tolist(), max_new_tokens=8))
 
     only_merged = manager.add_request(long, max_new_tokens=8)
     beside = manager.add_request(short, max_new_tokens=8)
@@ -70,7 +70,7 @@ def trouble() -> dict:
     found["held"] = manager.status()["held"]
 
     running = [manager.add_request(short, max_new_tokens=8) for _ in range(4)]
-    found["rolled back"] = _message(lambda: manager.switch(2)), manager.width
+    found["rolled back"] = message_of(lambda: manager.switch(2)), manager.width
     manager.switch(2)
     found["width"] = manager.width
     found["after"] = [each[0].generated_tokens for each in answers(manager, {*running}, TIMEOUT).values()]
@@ -80,7 +80,7 @@ def trouble() -> dict:
     urgent = manager.add_request(short, max_new_tokens=8, priority=1)
     found["order"] = list(answers(manager, {*names, urgent}, TIMEOUT)).index(urgent)
     growing = manager.add_request(long, max_new_tokens=60)
-    found["no room"] = _message(lambda: manager.switch(1))
+    found["no room"] = message_of(lambda: manager.switch(1))
     manager.cancel_request(growing)
 
     manager.switch(1)
@@ -94,7 +94,7 @@ def trouble() -> dict:
     name = manager.add_request(short, max_new_tokens=8)
     found["merged again"] = answers(manager, {name}, TIMEOUT)[name][0].generated_tokens
     manager.stop()
-    found["stopped"] = _message(lambda: manager.add_request(short))
+    found["stopped"] = message_of(lambda: manager.add_request(short))
     return found
 
 
@@ -107,14 +107,6 @@ def spoil_once(thing, name: str) -> None:
         raise OSError("spoiled by a test")
 
     vars(thing)[name] = failing
-
-
-def _message(call) -> str:
-    try:
-        call()
-    except (ValueError, RuntimeError) as error:
-        return str(error)
-    return "nothing"
 
 
 def death(width: int) -> dict:
@@ -141,7 +133,7 @@ def death(width: int) -> dict:
         time.sleep(0.01)
     name = manager.add_request(ids, max_new_tokens=8)
     again = answers(manager, {name}, 2 * TIMEOUT)[name][0].generated_tokens
-    refused = _message(lambda: manager.switch(2))
+    refused = message_of(lambda: manager.switch(2))
     manager.stop()
     return {"errors": [each.error for each in failed], "took": took, "text": text, "again": again, "refused": refused}
 
@@ -149,8 +141,8 @@ def death(width: int) -> dict:
 def refusals() -> dict[str, str]:
     patched = hf_infeco.patch(build("llama"))
     return {
-        "patched": _message(lambda: manager_of(patched)),
-        "blocks": _message(lambda: manager_of(build("llama"), num_blocks=None)),
+        "patched": message_of(lambda: manager_of(patched)),
+        "blocks": message_of(lambda: manager_of(build("llama"), num_blocks=None)),
     }
 
 

@@ -11,7 +11,7 @@ from hf_infeco.flying import ParallelSwitcher
 from ..contract.families import build as contract_build
 from ..contract.settings import EXACT, LOSSY
 from .models import NAMES, UNEVEN, build, prompt
-from .processes import TIMEOUT
+from .processes import TIMEOUT, message_of
 
 
 def logits(model) -> torch.Tensor:
@@ -99,31 +99,23 @@ def replaced_weights() -> tuple[str, int]:
     model = build("llama")
     switcher = ParallelSwitcher(model, 2, TIMEOUT)
     model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(model.model.layers[0].mlp.up_proj.weight.clone())
-    return _message(lambda: switcher.merge(2)), switcher.width
+    return message_of(lambda: switcher.merge(2)), switcher.width
 
 
 def disagreement() -> tuple[str, int]:
     switcher = ParallelSwitcher(build("llama"), 4, TIMEOUT)
-    return _message(lambda: switcher.merge(2 if dist.get_rank() else 4)), switcher.width
+    return message_of(lambda: switcher.merge(2 if dist.get_rank() else 4)), switcher.width
 
 
 def refusals() -> dict[str, str]:
     few_heads = build("llama", num_key_value_heads=2)
     return {
-        "too wide": _message(lambda: ParallelSwitcher(few_heads, 4)),
-        "no plan": _message(lambda: ParallelSwitcher(contract_build("gpt2"), 2)),
-        "latents": _message(lambda: ParallelSwitcher(contract_build("deepseek_v3"), 2)),
-        "processes": _message(lambda: ParallelSwitcher(build("llama", num_key_value_heads=8), 3)),
-        "width": _message(lambda: ParallelSwitcher(few_heads, 2).flip(3)),
+        "too wide": message_of(lambda: ParallelSwitcher(few_heads, 4)),
+        "no plan": message_of(lambda: ParallelSwitcher(contract_build("gpt2"), 2)),
+        "latents": message_of(lambda: ParallelSwitcher(contract_build("deepseek_v3"), 2)),
+        "processes": message_of(lambda: ParallelSwitcher(build("llama", num_key_value_heads=8), 3)),
+        "width": message_of(lambda: ParallelSwitcher(few_heads, 2).flip(3)),
     }
-
-
-def _message(call) -> str:
-    try:
-        call()
-    except (ValueError, RuntimeError) as error:
-        return str(error)
-    return "nothing"
 
 
 def switcher_session() -> dict:
