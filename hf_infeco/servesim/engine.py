@@ -46,7 +46,7 @@ class Engine:
         self.halted: simpy.Event | None = None
         self.extra = 0.0  # seconds that the next step takes longer
         self.seconds = dict.fromkeys(STATES, 0.0)
-        self.process = env.process(self.run())
+        env.process(self.run())
 
     def submit(self, job: Job, rank: Rank) -> None:
         """A request is at the door. Raises a ValueError for one that the KV blocks can never hold."""

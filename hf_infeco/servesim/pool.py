@@ -61,12 +61,16 @@ class BlockPool:
             self.holders[unit] = self.holders.get(unit, 0) + 1
         job.blocks = blocks
         job.computed = job.reused = hits * request.hash_block
-        self._take(cost)
+        self.take(cost)
         return True
 
-    def grow(self, blocks: int) -> None:
-        """Blocks for tokens that were made; the caller has seen to it that they are free."""
-        self._take(blocks)
+    def take(self, blocks: int) -> None:
+        """Blocks that the caller has seen to be free; what is reusable makes room, the oldest first."""
+        if blocks > self.free:
+            raise RuntimeError(f"{blocks} KV blocks are needed and {self.free} of {self.total} are free")
+        self.free -= blocks
+        while len(self.idle) * self.per_unit > self.free:
+            self.idle.popitem(last=False)
 
     def release(self, job: Job) -> None:
         """Gives back what a job held; shared blocks stay with their other holders."""
@@ -80,10 +84,3 @@ class BlockPool:
                 self.idle[unit] = None
         self.free += job.blocks - shared * self.per_unit
         job.blocks, job.units = 0, ()
-
-    def _take(self, blocks: int) -> None:
-        if blocks > self.free:
-            raise RuntimeError(f"{blocks} KV blocks are needed and {self.free} of {self.total} are free")
-        self.free -= blocks
-        while len(self.idle) * self.per_unit > self.free:
-            self.idle.popitem(last=False)

@@ -46,10 +46,6 @@ class Rank:
         """What vLLM's balancer compares: running requests, and waiting ones four times."""
         return 4 * len(self.waiting) + len(self.running)
 
-    @property
-    def is_busy(self) -> bool:
-        return bool(self.waiting or self.running)
-
     def submit(self, job: Job) -> None:
         self.waiting.append(job)
 
@@ -78,10 +74,8 @@ class Rank:
         """
         decoding = [job for job in self.running if job.is_decoding]
         held = sum(job.offset + self.number + 1 for job in decoding)
-        while self.running:
-            job = next(reversed(self.running))
-            self._preempt(job, starts=1)
-            job.preemptions -= 1
+        for job in list(reversed(self.running)):
+            self._start_over(job, self.number + 1)
         for job in decoding:
             job.is_carried = moves
         jobs = list(self.waiting)
@@ -106,11 +100,13 @@ class Rank:
         needed = self.residues[-self.number % self.pool.block_size]
         preempted = False
         while needed > self.pool.free:
-            self._preempt(next(job for job in reversed(self.running) if job.finishes < 0 or job.is_decoding))
+            job = next(job for job in reversed(self.running) if job.finishes < 0 or job.is_decoding)
+            self._start_over(job, self.number)
+            job.preemptions += 1
             preempted = True
             needed = self.residues[-self.number % self.pool.block_size]
         if needed:
-            self.pool.grow(needed)
+            self.pool.take(needed)
         return preempted
 
     def _decoding(self) -> Batch:
@@ -120,7 +116,7 @@ class Rank:
             longest, shortest = number - _top(self.longest), number + _top(self.shortest)
         batch = Batch(number, [], self.n, self.offsets + self.n * number, longest, shortest)
         for job in self.ending.pop(number, ()):
-            self._leave(job)
+            self._leave(job, number + 1)
             batch.ends.append(job)
         return batch
 
@@ -176,35 +172,31 @@ class Rank:
                 heapify(heap)
             heappush(heap, (key, job.entered, job.request.number, job))
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: Job, number: int) -> None:
+        """It decodes no more from the batch of that number on."""
         job.is_decoding = False
         self.n -= 1
         self.offsets -= job.offset
         self.residues[job.offset % self.pool.block_size] -= 1
         # The blocks of its tokens were taken one by one, for all that decode together.
-        job.blocks = self.pool.blocks_for(job.offset + self.number + 1)
+        job.blocks = self.pool.blocks_for(job.offset + number)
 
-    def _preempt(self, job: Job, starts: int = 0) -> None:
+    def _start_over(self, job: Job, number: int) -> None:
         """
-        Its blocks go back, and it waits in front; tokens it has made become part of the prompt. `starts` is 0 while a
-        batch is made, which has its number already, and 1 between batches.
+        From the batch of that number on it waits in front. Its blocks go back; tokens it has made become part of the
+        prompt.
         """
         del self.running[job]
         if job.is_decoding:
-            made = self.number + starts - job.entered
+            self._leave(job, number)
             self.ending[job.finishes].remove(job)
-            job.is_decoding = False
-            self.n -= 1
-            self.offsets -= job.offset
-            self.residues[job.offset % self.pool.block_size] -= 1
-            job.blocks = self.pool.blocks_for(job.offset + self.number + starts)
+            made = number - job.entered
             job.left -= made
             job.prompt += made
         else:
             self.prefilling.remove(job)
         self.pool.release(job)
         job.finishes, job.computed, job.is_carried = -1, 0, False
-        job.preemptions += 1
         self.waiting.appendleft(job)
 
 

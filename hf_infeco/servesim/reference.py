@@ -13,7 +13,7 @@ from .step import Batch
 
 
 class ReferenceRank:
-    """Waiting and running requests. The same interface as `rank.Rank`."""
+    """Waiting and running requests, scheduled and completed as `rank.Rank` does it."""
 
     def __init__(self, settings: Scheduler, pool: BlockPool):
         self.settings, self.pool = settings, pool
@@ -21,10 +21,6 @@ class ReferenceRank:
         self.running: list[Job] = []
         self.number = 0
         self.lengths: dict[Job, int] = {}  # KV length of a request that decodes
-
-    @property
-    def load(self) -> int:
-        return 4 * len(self.waiting) + len(self.running)
 
     def submit(self, job: Job) -> None:
         self.waiting.append(job)
@@ -69,7 +65,7 @@ class ReferenceRank:
         batch = Batch(self.number, [], len(decoding), sum(lengths), longest, shortest)
         for job in decoding:
             if self.lengths[job] % self.pool.block_size == 0:
-                self.pool.grow(1)
+                self.pool.take(1)
                 job.blocks += 1
             self.lengths[job] += 1
             job.left -= 1
