@@ -30,7 +30,7 @@ class PublicRun:
     @property
     def log(self) -> Log:
         """What the engine did; its prompts' blocks are in the workload's file."""
-        log = read_log(DATA / "runs" / self.folder / "requests.csv")
+        log = read_log(self.rows)
         blocks = read_trace(DATA / "runs" / self.workload)
         return replace(log, requests=[replace(r, hash_ids=b.hash_ids) for r, b in zip(log.requests, blocks)])
 

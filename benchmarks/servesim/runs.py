@@ -1,14 +1,13 @@
 """The public vLLM runs: every metric of ours and of LLMServingSim's prediction against what the engine did."""
 
-import csv
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from hf_infeco.servesim import Correction, simulate
-from hf_infeco.servesim.calibrate import calibrate, compare
+from hf_infeco.servesim import Correction
+from hf_infeco.servesim.calibrate import calibrate, compare, times
+from hf_infeco.servesim.cells import csv_rows
 from hf_infeco.servesim.shape import ModelShape
 from hf_infeco.servesim.tables import read_tables
 
@@ -63,14 +62,12 @@ def predict(run: PublicRun, correction: Correction) -> dict[str, np.ndarray]:
     """Ours, by metric, in the order of the trace."""
     instance = run.cluster.instances[0]
     tables = read_tables(instance.profile, instance.tp, ModelShape.read(instance.model).layers)
-    given: Callable[..., Any] = lambda instance, shape: replace(tables, correction=correction)
-    return simulate(run.cluster, run.log.requests, tables=given).metrics
+    return times(run.cluster, run.log, replace(tables, correction=correction))
 
 
 def read_truth(run: PublicRun) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
     """The engine's times, LLMServingSim's, and which requests had to wait for a seat."""
-    with run.rows.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = [row for _, row in csv_rows(run.rows)]
     at = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
     real = {
         "ttft": at["first_token_s"] - at["arrival_s"],

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .simulate import METRICS, fail
+from .failing import failures_told
+from .simulate import METRICS
 
 
 def calibrate(
@@ -15,8 +16,8 @@ def calibrate(
     first: Annotated[int, typer.Option(help="Requests that are fitted; the others tell the error.")] = 80,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The profile; the cluster's by default.")] = None,
 ) -> None:
-    """Fit prefill, decode, host gap, link and mixed steps; print and store the error on held-out requests."""
-    try:
+    """Fit prefill, decode, host gap, link and partly filled steps; print and store the error on held-out requests."""
+    with failures_told():
         from tqdm import tqdm
 
         from ..servesim.calibrate import calibrate as fit
@@ -29,10 +30,6 @@ def calibrate(
             correction, held_out = fit(described, read_log(log), first, progress=lambda loss: bar.update())
         instance = described.instances[0]
         store_calibration(out or Path(instance.profile), instance.tp, asdict(correction), held_out)
-    except ModuleNotFoundError as error:
-        fail(f"{error.name} is missing: pip install 'hf_infeco[sim]'")
-    except (OSError, ValueError) as error:
-        fail(str(error))
     typer.echo("fitted: " + ", ".join(f"{name} {value:.4g}" for name, value in asdict(correction).items()))
     header = f"error on {held_out['requests']} others"
     typer.echo(f"{header:<24}" + "".join(f"{name:>8}" for name in ("mean", "p50", "p90", "p99", "MAPE")))

@@ -1,13 +1,12 @@
 """`hf-infeco plan`: which layout serves a trace within a promise, and for how much."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .simulate import fail
+from .failing import failures_told
 
 if TYPE_CHECKING:
     from ..servesim.plan import Candidate
@@ -23,34 +22,20 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Simulate every layout; print TTFT, time per token and dollars, and why each loser lost."""
-    try:
+    with failures_told():
         from tqdm import tqdm
 
         from ..servesim import read_trace
-        from ..servesim.files import read_description
-        from ..servesim.plan import Plan, make_plan
+        from ..servesim.plan import make_plan, read_plan
 
-        wanted = read_description(described, Plan)
-        patches = {
-            name: replace(patch, profile=patch.profile and str(described.parent / patch.profile))
-            for name, patch in wanted.patches.items()
-        }
-        placed = replace(
-            wanted.instance,
-            model=str(described.parent / wanted.instance.model),
-            profile=str(described.parent / wanted.instance.profile),
-        )
+        wanted = read_plan(described)
         requests = list(read_trace(trace, scale, take, source))
         with tqdm(desc="layouts", disable=as_json, leave=False) as bar:
-            found = make_plan(replace(wanted, instance=placed, patches=patches), requests, lambda name: bar.update())
+            found = make_plan(wanted, requests, lambda name: bar.update())
         if out is not None:
             from ..servesim.plots import pareto
 
             pareto(found).savefig(out)
-    except ModuleNotFoundError as error:
-        fail(f"{error.name} is missing: pip install 'hf_infeco[sim]'")
-    except (OSError, ValueError) as error:
-        fail(str(error))
     if as_json:
         entries = [{name: value for name, value in vars(each).items() if name != "cluster"} for each in found]
         typer.echo(json.dumps(entries, indent=2))

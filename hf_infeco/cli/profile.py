@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .simulate import fail
+from .failing import failures_told
 
 
 def profile(
@@ -23,7 +23,7 @@ def profile(
     max_seqs: Annotated[int, typer.Option(help="Sequences that decode together.")] = 16,
 ) -> None:
     """Write the tables that simulate and plan read; a run that was cut off goes on where it was."""
-    try:
+    with failures_told():
         shared = tuple(int(width) for width in widths.split(","))
         if aic is not None:
             from ..servesim.aic import write_aic
@@ -40,11 +40,6 @@ def profile(
             grid = Grid(max_tokens, max_kv, max_seqs)
             about = {"model": model, "patched": patched}
             profile_model(lambda width: _rank(model, width, patched), shared, out, grid, about)
-    except ModuleNotFoundError as error:
-        extra = "aic" if str(error.name).startswith("aiconfigurator") else "sim"
-        fail(f"{error.name} is missing: pip install 'hf_infeco[{extra}]'")
-    except (OSError, ValueError) as error:
-        fail(str(error))
     typer.echo(f"wrote {out}")
 
 

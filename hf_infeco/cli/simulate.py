@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .failing import failures_told
 
 if TYPE_CHECKING:
     from ..servesim.results import Results
@@ -27,7 +29,7 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Serve a trace in simulated time; print TTFT, time per token and throughput, and how far to trust them."""
-    try:
+    with failures_told():
         from tqdm import tqdm
 
         from ..servesim import read_trace
@@ -48,10 +50,6 @@ def simulate(
             (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         if plot:
             _plot(results, out or Path())
-    except ModuleNotFoundError as error:
-        fail(f"{error.name} is missing: pip install 'hf_infeco[sim]'")
-    except (OSError, ValueError) as error:
-        fail(str(error))
     typer.echo(json.dumps(summary, indent=2) if as_json else as_text(summary))
 
 
@@ -78,8 +76,3 @@ def _plot(results: "Results", folder: Path) -> None:
     from ..servesim.plots import distributions
 
     distributions(results).savefig(folder / "distributions.svg")
-
-
-def fail(message: str) -> NoReturn:
-    typer.echo(f"Error: {message}", err=True)
-    raise typer.Exit(1)

@@ -47,7 +47,8 @@ def calibrate(
         The correction, and errors in % on the requests after the first ones, as `errors` gives them.
 
     Raises:
-        ValueError: a log that is too short to hold some out, or a cluster of several kinds.
+        ValueError: a log that is too short to hold some out, or whose first requests all meet a cold engine; a cluster
+            of several kinds.
     """
     (instance,) = cluster.instances if len(cluster.instances) == 1 else (None,)
     if instance is None:
@@ -62,6 +63,11 @@ def calibrate(
         return times(cluster, log, replace(tables, correction=correction))
 
     fitted = warm(log, first)
+    if not len(fitted):
+        raise ValueError(
+            f"all of the first {first} requests arrive before the log's first token, so none can be fitted; "
+            "fit more of them, or take a log of an engine that was warm"
+        )
     seen: dict[Correction, float] = {}
 
     def loss(correction: Correction) -> float:
@@ -100,16 +106,16 @@ def warm(log: Log, first: int) -> np.ndarray:
 
 
 def times(cluster: Cluster, log: Log, tables: Tables) -> dict[str, np.ndarray]:
-    """Simulated seconds by metric, in the order of the log; nan where a request makes one token."""
+    """What `Results.metrics` gives, but a time per token for every request of the log: nan where it makes one."""
 
     def given(instance: Instance, shape: ModelShape) -> Tables:
         return tables
 
     results = simulate(cluster, log.requests, tables=given)
-    arrival, first, last = (results.column(name) for name in ("arrival", "first", "last"))
-    steps = results.column("output") - 1
-    tpot = np.divide(last - first, steps, out=np.full(len(first), np.nan), where=steps > 0)
-    return {"ttft": first - arrival, "tpot": tpot, "latency": last - arrival}
+    metrics = results.metrics
+    tpot = np.full(results.count, np.nan)
+    tpot[results.column("output") > 1] = metrics["tpot"]
+    return metrics | {"tpot": tpot}
 
 
 def misfit(simulated: dict[str, np.ndarray], log: Log, part: np.ndarray) -> float:

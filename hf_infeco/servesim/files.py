@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .settings import Cluster
+from .settings import Cluster, Instance
 
 Described = TypeVar("Described")
 
@@ -15,11 +15,12 @@ def read_cluster(path: str | Path) -> Cluster:
     cluster = read_description(path, Cluster)
     if not cluster.instances:
         raise ValueError(f"{path}: `instances` is empty: nobody serves")
-    placed = [
-        replace(each, model=str(path.parent / each.model), profile=str(path.parent / each.profile))
-        for each in cluster.instances
-    ]
-    return replace(cluster, instances=tuple(placed))
+    return replace(cluster, instances=tuple(placed(each, path.parent) for each in cluster.instances))
+
+
+def placed(instance: Instance, folder: Path) -> Instance:
+    """With paths that start from `folder`."""
+    return replace(instance, model=str(folder / instance.model), profile=str(folder / instance.profile))
 
 
 def read_description(path: Path, kind: type[Described]) -> Described:

@@ -1,6 +1,5 @@
 """Traces out of a few numbers: steady arrivals, bursts, conversations with tools, and ServeGen's clients."""
 
-import csv
 import json
 from collections.abc import Callable, Iterator
 from heapq import merge
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .cells import csv_rows
 from .requests import Request
 
 BLOCK = 16
@@ -82,13 +82,13 @@ def servegen(rates: str | Path, lengths: str | Path, seconds: float, seed: int =
         seed: of the dice.
 
     Raises:
-        ValueError: a family that is none of the two.
+        ValueError: a column that is missing, or a family that is none of the two.
     """
     by_client = json.loads(Path(lengths).read_text("utf-8"))
     windows: dict[str, list[dict[str, str]]] = {}
-    with Path(rates).open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            windows.setdefault(row["client"], []).append(row)
+    columns = ("client", "window_start_s", "rate_req_s", "family", "param1")
+    for _, row in csv_rows(Path(rates), *columns):
+        windows.setdefault(row["client"], []).append(row)
     clients = [
         _client(rows, by_client[name], np.random.default_rng([seed, place]), seconds)
         for place, (name, rows) in enumerate(sorted(windows.items()))

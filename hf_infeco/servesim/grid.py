@@ -55,14 +55,14 @@ class AttentionGrid:
         for axis in (2, 3, 1, 0):  # the trend along the number of sequences first
             values = np.apply_along_axis(_fill_beyond, axis, values, np.asarray(axes[axis], float))
         values = np.ascontiguousarray(np.maximum(values, 0.0))
-        self.axes, self.values = axes, values
+        self.axes = axes
         self.steps = [int(step) // values.itemsize for step in values.strides]
         self.flat: list[float] = values.ravel().tolist()
         self.holes: list[bool] | None = holes.ravel().tolist() if holes.any() else None
         # Up to so many sequences there is no hole, so that most lookups need not search for one.
         sound = [n for place, n in enumerate(axes[2]) if not holes[:, :, : place + 1].any()]
         self.ends = axes[0][-1], axes[1][-1], max(sound, default=-1), axes[3][-1]
-        self.decode_rows = self.values[0, 0].tolist()
+        self.decode_rows = values[0, 0].tolist()
 
     def __call__(self, chunk: int, kv_prefill: float, n: int, kv: float) -> float:
         if not chunk:

@@ -1,35 +1,61 @@
 """Readers of public trace formats and of logs; each yields (line, request)."""
 
-import csv
 import json
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from .cells import csv_rows, json_lines, number, whole
 from .requests import Request
-from .traces import json_lines, number, read_native, whole
 
+HASH_BLOCKS = (512, 16)  # tokens of a hashed block in the public traces
 Numbered = Iterator[tuple[int, Request]]
+
+
+def read_native(path: Path) -> Numbered:
+    """Mooncake's format, see `traces`."""
+    hash_block = 0
+    for line, entry in json_lines(path):
+        ids = tuple(entry.get("hash_ids") or ())
+        tokens = whole(entry, "input_length", path, line)
+        if ids and not hash_block:
+            # The block's size is not in the file: it is the larger one that the first prompt has so few of.
+            hash_block = next((size for size in HASH_BLOCKS if len(ids) == -(-tokens // size)), 0)
+            hash_block = hash_block or next((size for size in HASH_BLOCKS if len(ids) == tokens // size), 16)
+        delay = entry.get("delay")
+        yield (
+            line,
+            Request(
+                arrival=number(entry, "timestamp", path, line) / 1e3,
+                input_tokens=tokens,
+                output_tokens=whole(entry, "output_length", path, line),
+                hash_ids=ids[: tokens // hash_block] if ids else (),
+                hash_block=hash_block or 16,
+                session=None if entry.get("session") is None else str(entry["session"]),
+                delay=None if delay is None else float(delay) / 1e3,
+            ),
+        )
 
 
 def read_azure(path: Path) -> Numbered:
     """Azure LLM inference traces (Splitwise, ISCA 2024): TIMESTAMP, ContextTokens, GeneratedTokens."""
     start: datetime | None = None
-    for line, row in _csv(path, "TIMESTAMP", "ContextTokens", "GeneratedTokens"):
+    for line, row in csv_rows(path, "TIMESTAMP", "ContextTokens", "GeneratedTokens"):
         try:
-            at = datetime.fromisoformat(row["TIMESTAMP"].split(".")[0])
-            fraction = float("0." + (row["TIMESTAMP"].partition(".")[2].rstrip("Z+:0") or "0"))
-        except ValueError:
+            at = datetime.fromisoformat(row["TIMESTAMP"])
+        except (TypeError, ValueError):
             raise ValueError(f"{path}:{line}: TIMESTAMP is {row['TIMESTAMP']!r} and must be a date and time") from None
+        if at.tzinfo is None:  # some of its files name the zone, in some rows or in all
+            at = at.replace(tzinfo=UTC)
         start = start or at
-        arrival = (at - start).total_seconds() + fraction
+        arrival = (at - start).total_seconds()
         yield line, _request(arrival, row, "ContextTokens", "GeneratedTokens", path, line)
 
 
 def read_burstgpt(path: Path) -> Numbered:
     """BurstGPT, with and without sessions. Failed requests, which made no token, are left out."""
-    for line, row in _csv(path, "Timestamp", "Request tokens", "Response tokens"):
+    for line, row in csv_rows(path, "Timestamp", "Request tokens", "Response tokens"):
         if whole(row, "Response tokens", path, line) == 0:
             continue
         arrival = number(row, "Timestamp", path, line)
@@ -90,9 +116,12 @@ def read_llmservingsim(path: Path) -> Numbered:
 
 
 def read_rows(path: Path) -> Numbered:
-    """The CSV that `simulate` writes, and logs with its columns."""
-    for line, row in _csv(path, "arrival_s", "input_tokens", "output_tokens"):
-        yield line, _request(number(row, "arrival_s", path, line), row, "input_tokens", "output_tokens", path, line)
+    """The CSV that `simulate` writes, whose rows come as requests end, and logs with its columns; by arrival."""
+    numbered = [
+        (line, _request(number(row, "arrival_s", path, line), row, "input_tokens", "output_tokens", path, line))
+        for line, row in csv_rows(path, "arrival_s", "input_tokens", "output_tokens")
+    ]
+    yield from sorted(numbered, key=lambda pair: pair[1].arrival)
 
 
 SOURCES: dict[str, Callable[[Path], Numbered]] = {
@@ -111,12 +140,3 @@ def _request(
 ) -> Request:
     lengths = whole(row, tokens_in, path, line), whole(row, tokens_out, path, line)
     return Request(arrival, *lengths, **more)
-
-
-def _csv(path: Path, *needed: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if missing := set(needed) - set(reader.fieldnames or ()):
-            raise ValueError(f"{path}:1: the column {', '.join(sorted(missing))} is missing")
-        for row in reader:
-            yield reader.line_num, row

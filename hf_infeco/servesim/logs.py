@@ -1,12 +1,12 @@
 """Logs of real runs, as what calibration and comparisons need: the requests, and when their tokens came."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from .cells import csv_rows, number
 from .importers import read_rows, read_vllm_log
 from .requests import Request
 from .traces import in_order
@@ -47,21 +47,25 @@ def read_log(path: str | Path) -> Log:
 
 def _from_rows(path: Path) -> Log:
     names = ("arrival_s", "first_token_s", "last_token_s")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if missing := set(names) - set(reader.fieldnames or ()):
-            raise ValueError(f"{path}:1: the column {', '.join(sorted(missing))} is missing")
-        rows = sorted(reader, key=lambda row: float(row["arrival_s"]))
-    requests = [request for _, request in sorted(read_rows(path), key=lambda pair: pair[1].arrival)]
-    requests = list(in_order(enumerate(requests, 2), path))
-    arrival, first, last = (np.array([float(row[name]) for row in rows]) for name in names)
-    queued = np.array([float(row["queued_s"]) for row in rows]) - arrival if "queued_s" in rows[0] else None
+    rows = dict(csv_rows(path, *names))
+    numbered = list(read_rows(path))
+    if not numbered:
+        raise ValueError(f"{path}: no request came through")
+
+    def column(name: str) -> np.ndarray:
+        return np.array([number(rows[line], name, path, line) for line, _ in numbered])
+
+    requests = list(in_order(numbered, path))
+    arrival, first, last = (column(name) for name in names)
+    queued = column("queued_s") - arrival if "queued_s" in rows[numbered[0][0]] else None
     return _log(requests, first - arrival, last - first, queued)
 
 
 def _from_vllm(path: Path) -> Log:
     log = read_vllm_log(path)
     order = sorted((i for i, n in enumerate(log["output_lens"]) if n), key=lambda i: log["start_times"][i])
+    if not order:
+        raise ValueError(f"{path}: no request came through")
     start = log["start_times"][order[0]]
     requests = [
         Request(log["start_times"][i] - start, int(log["input_lens"][i]), int(log["output_lens"][i])) for i in order

@@ -5,15 +5,15 @@ answer, and why it lost.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .files import placed, read_description
 from .requests import Request
 from .settings import FORBID, Cluster, Instance, Link
 from .shape import ModelShape
-from .simulation import kv_blocks, simulate
-from .tables import Tables, read_tables
+from .simulation import kv_blocks, simulate, tables_of_profiles
+from .tables import Tables
 
 
 @dataclass(frozen=True)
@@ -95,21 +95,30 @@ class Candidate:
     reasons: list[str] = field(default_factory=list)
 
 
+def read_plan(path: Path) -> Plan:
+    """A plan's file; its paths to models and profiles are relative to it."""
+    plan = read_description(path, Plan)
+    patches = {
+        name: replace(patch, profile=patch.profile and str(path.parent / patch.profile))
+        for name, patch in plan.patches.items()
+    }
+    return replace(plan, instance=placed(plan.instance, path.parent), patches=patches)
+
+
 def make_plan(plan: Plan, trace: Sequence[Request], progress: Callable[[str], Any] | None = None) -> list[Candidate]:
     """
     Simulates every layout; the best come first.
 
     Raises:
-        ValueError: no width has tables, or nothing was given to choose from.
+        ValueError: no width has tables, nothing was given to choose from, or `splits` without `transfer`.
     """
     candidates = list(layouts(plan))
     if not candidates:
-        raise ValueError("no layout is possible: widths must divide `devices`, and the profile must have their tables")
-    read = cache(read_tables)  # layouts share them
-
-    def tables(instance: Instance, shape: ModelShape) -> Tables:
-        return read(instance.profile, instance.tp, shape.layers)
-
+        raise ValueError(
+            "no layout is possible: an instance's tp * pp * dp must divide `devices`, and the profile must have its "
+            "width's tables"
+        )
+    tables = tables_of_profiles()  # layouts share them
     for each in candidates:
         if progress is not None:
             progress(each.name)
@@ -120,18 +129,20 @@ def make_plan(plan: Plan, trace: Sequence[Request], progress: Callable[[str], An
 
 def layouts(plan: Plan) -> Iterator[Candidate]:
     """All of them: how many devices, how wide, which patch, together or apart."""
+    if plan.splits and plan.transfer is None:
+        raise ValueError("`splits` needs `transfer`, the link that KV takes from prefill to decode instances")
     widths = plan.widths or _measured_widths(Path(plan.instance.profile))
     for name, patch in ({"plain": Patch()} | plan.patches).items():
         suffix = "" if name == "plain" else f", {name}"
         for devices in plan.devices:
             for tp in widths:
-                if devices % tp:
+                each = _patched(replace(plan.instance, tp=tp), patch)
+                if devices % each.devices:
                     continue
-                each = replace(_patched(plan.instance, patch, tp), tp=tp)
-                count = devices // tp
+                count = devices // each.devices
                 together = (replace(each, count=count),)
                 yield Candidate(f"{count} x tp{tp}{suffix}", Cluster(together, plan.routing), devices)
-                if not (plan.splits and plan.transfer):
+                if not plan.splits:
                     continue
                 for first in range(1, count):
                     apart = (
@@ -142,13 +153,13 @@ def layouts(plan: Plan) -> Iterator[Candidate]:
                     yield Candidate(title, Cluster(apart, plan.routing, plan.transfer), devices)
 
 
-def _patched(instance: Instance, patch: Patch, tp: int) -> Instance:
+def _patched(instance: Instance, patch: Patch) -> Instance:
     """A patch is another profile, and room for more tokens in the same memory."""
     instance = replace(instance, profile=patch.profile or instance.profile)
     if patch.kv_bytes == patch.resident == 1.0:
         return instance
     try:
-        blocks = kv_blocks(replace(instance, tp=tp), ModelShape.read(instance.model))
+        blocks = kv_blocks(instance, ModelShape.read(instance.model))
     except ValueError:  # told when the layout is judged
         return instance
     return replace(instance, kv_blocks=int(blocks / (patch.kv_bytes * patch.resident)))

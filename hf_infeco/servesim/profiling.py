@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ..compat import CACHE_NAME
 from ..kernels.devices import describe_device
 from .profiles import with_sums, write_profile
+from .tables import sum_of_curves
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def measure(model: Any, grid: Grid, done: Points, width: int) -> dict[str, list[
         run = partial(_time, model.lm_head, config.hidden_size, count, grid)
         seconds = done.once(f"tp{width} lm_head {count}", run)
         head.append({"layer": "lm_head", "sequences": count, "time_us": 1e6 * seconds})
-    known = _by_tokens(dense, len(layers))
+    known = sum_of_curves(dense, "tokens", len(layers))  # but for lm_head, which `model.model` leaves out
     attention: dict[tuple[int, int, int, int], float] = {}
     for batch, new, before in tqdm(list(_forwards(grid)), desc=f"tp{width}, attention"):
         run = partial(_time_forward, model, batch, new, before, grid)
@@ -190,16 +191,3 @@ def _forwards(grid: Grid) -> Iterator[tuple[int, int, int]]:
         if before:
             for count in grid.axis(1, grid.max_seqs):
                 yield count, 1, before
-
-
-def _by_tokens(dense: list[dict[str, Any]], layers: int) -> Callable[[int], float]:
-    """Seconds of all dense modules of the model but lm_head, which `model.model` leaves out."""
-    from .grid import Curve
-    from .tables import ONCE
-
-    names = dict.fromkeys(row["layer"] for row in dense)
-    curves = {
-        name: Curve(*zip(*[(row["tokens"], 1e-6 * row["time_us"]) for row in dense if row["layer"] == name]))
-        for name in names
-    }
-    return lambda tokens: sum((1 if name in ONCE else layers) * curve(tokens) for name, curve in curves.items())

@@ -2,6 +2,7 @@
 
 import csv
 from array import array
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import numpy as np
 
 from .engine import Engine
 from .requests import Job, Request
-from .settings import Cluster
 from .step import StepTime
 
 COLUMNS = (
@@ -37,8 +37,7 @@ class Results:
     `rows` goes to a CSV file while the simulation runs; memory holds four times and two counts of a request.
     """
 
-    def __init__(self, cluster: Cluster, rows: str | Path | None = None):
-        self.cluster = cluster
+    def __init__(self, rows: str | Path | None = None):
         self.times = {name: array("d") for name in KEPT}
         self.tokens = {name: array("i") for name in ("number", "output")}
         self.count = self.arrivals = self.preemptions = self.input_tokens = 0
@@ -95,10 +94,11 @@ class Results:
 
     def column(self, name: str) -> np.ndarray:
         """`arrival`, `queued`, `first`, `last` (seconds), `number`, `output`, in the order of the trace."""
-        return np.asarray({**self.times, **self.tokens}[name])[self._order()]
+        return np.asarray({**self.times, **self.tokens}[name])[self._order]
 
+    @cached_property
     def _order(self) -> np.ndarray:
-        return np.argsort(np.frombuffer(self.tokens["number"], dtype=np.intc), kind="stable")
+        return np.argsort(np.asarray(self.tokens["number"]), kind="stable")
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -115,7 +115,7 @@ class Results:
 
     def summary(self) -> dict[str, Any]:
         """Everything that is worth a line, as plain numbers."""
-        output = int(self.column("output").sum())
+        output = sum(self.tokens["output"])
         metrics = {name: spread(values) for name, values in self.metrics.items() if len(values)}
         joules = [engine["joules"] for engine in self.engines]
         return {
@@ -135,11 +135,11 @@ class Results:
             "notes": self.notes,
         }
 
-    @property
+    @cached_property
     def is_saturated(self) -> bool:
         """Whether requests wait longer and longer as long as new ones come: the trace is more than is served."""
         arrival, _, first, last = (np.asarray(self.times[name]) for name in KEPT)
-        parts = [(first[part] - arrival[part]).mean() for part in np.array_split(self._order(), 5) if len(part)]
+        parts = [(first[part] - arrival[part]).mean() for part in np.array_split(self._order, 5) if len(part)]
         lasting = np.median(last - first) if len(first) else 0.0
         grows = len(parts) == 5 and all(a < b for a, b in pairwise(parts))
         return bool(grows and parts[-1] > 2 * parts[0] and parts[-1] > 0.1 * lasting)

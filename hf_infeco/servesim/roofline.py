@@ -1,6 +1,6 @@
 """
 Tables by a roofline, for a device that nobody has measured: each kernel takes as long as its arithmetic or its memory
-traffic does, whichever is longer. An estimate, and marked as one; 10 to 25 % off until it is calibrated.
+traffic does, whichever is longer. An estimate, and marked as one: calibrate it before its answers count.
 """
 
 from dataclasses import dataclass

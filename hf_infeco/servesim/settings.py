@@ -80,8 +80,6 @@ class Correction:
         partial: what a step takes longer where half the seats decode; nothing where none or all do.
     """
 
-    __pydantic_config__ = FORBID
-
     prefill: float = 1.0
     decode: float = 1.0
     gap_us: float = 0.0
@@ -98,8 +96,8 @@ class Switching:
         widths: that can be had; the profile needs their tables.
         policy: of `hf_infeco.scheduling`: sequential, soft, hard or auto.
         settings: of the policy.
-        switch_s: seconds of a switch itself, measured.
-        first_step_s: seconds that the first step at a width takes longer, measured.
+        switch_s: seconds of a switch itself, KV aside.
+        first_step_s: seconds that the first step at a width takes longer.
         moves: whether running requests' KV is moved over the link; else it is computed anew.
         interval_s: between two looks of the policy.
     """
@@ -136,8 +134,8 @@ class Instance:
         scheduler: how it batches.
         power: watts of one device, for the energy.
         dollars_per_hour: of one device.
-        switching: whether the `tp * dp` devices change their width as they serve, and how; `dp` is then how many
-            groups there are at first, and they do not step together.
+        switching: whether the `tp * dp` devices of each one change their width as they serve, and how; `dp` is then
+            how many groups there are at first, and they do not step together. Not with stages.
     """
 
     __pydantic_config__ = FORBID
@@ -162,6 +160,10 @@ class Instance:
     @property
     def devices(self) -> int:
         return self.tp * self.pp * self.dp
+
+    def expert_devices(self, experts: int) -> int:
+        """Devices that a model's `experts` are split over; 1 where it has none."""
+        return (self.ep or self.tp * self.dp) if experts else 1
 
 
 @dataclass(frozen=True)

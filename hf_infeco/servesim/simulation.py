@@ -3,12 +3,14 @@
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import simpy
 
 from .engine import Engine
+from .files import read_cluster
 from .pool import BlockPool
 from .rank import Rank
 from .requests import Job, Request
@@ -18,6 +20,7 @@ from .settings import Cluster, Instance, Switching
 from .shape import ModelShape
 from .step import StepTime
 from .tables import Tables, read_tables
+from .traces import read_trace
 from .width import Group
 
 SPARE = 0.02  # of the memory beside weights: activations, graphs and the allocator's gaps
@@ -47,15 +50,12 @@ def simulate(
         ValueError: a description, table or trace that is not right, a model that does not fit, or a request that the
             instances cannot hold.
     """
-    from .files import read_cluster
-    from .traces import read_trace
-
     if not isinstance(cluster, Cluster):
         cluster = read_cluster(cluster)
     if isinstance(trace, str | Path):
         trace = read_trace(trace)
-    with Results(cluster, rows) as results:
-        Simulation(cluster, seed, results, tables or _tables_of_profile, progress).serve(trace)
+    with Results(rows) as results:
+        Simulation(cluster, seed, results, tables or tables_of_profiles(), progress).serve(trace)
     return results
 
 
@@ -168,30 +168,31 @@ class Simulation:
             raise ValueError(f"an instance of {instance.devices} devices needs `link`, its measured or fitted values")
         shape = ModelShape.read(instance.model)
         if instance.switching is not None:
-            how = instance.switching
-            return [Group(self.env, instance, how, self._widths(instance, how, shape, tables), self._ended)]
+            return self._groups(instance, instance.switching, shape, tables)
         return self._equal(instance, shape, tables, instance.count)
 
-    def _widths(
+    def _groups(
         self,
         instance: Instance,
         how: Switching,
         shape: ModelShape,
         tables: Callable[[Instance, ModelShape], Tables],
-    ) -> dict[int, list[Engine]]:
-        """The engines that the devices would be at each width."""
+    ) -> list[Group]:
+        """`count` of them, each with the engines that its devices would be at each width."""
         odd = [width for width in how.widths if instance.devices % width]
-        if odd or instance.tp not in how.widths or instance.role != "both":
+        if odd or instance.tp not in how.widths or instance.role != "both" or instance.pp > 1:
             raise ValueError(
                 f"switching between widths {list(how.widths)} needs widths that divide {instance.devices} devices, "
-                f"tp={instance.tp} among them, and role both"
+                f"tp={instance.tp} among them, role both, and pp=1 (it is {instance.role} and pp={instance.pp})"
             )
-        engines = {}
+        groups: list[dict[int, list[Engine]]] = [{} for _ in range(instance.count)]
         for width in how.widths:
             one = instance.kv_blocks and instance.kv_blocks * width // instance.tp
             each = replace(instance, tp=width, dp=1, kv_blocks=one, switching=None)
-            engines[width] = self._equal(each, shape, tables, instance.devices // width)
-        return engines
+            engines = self._equal(each, shape, tables, instance.count * instance.devices // width)
+            for place, group in enumerate(groups):
+                group[width] = engines[place :: instance.count]
+        return [Group(self.env, instance, how, group, self._ended) for group in groups]
 
     def _equal(
         self, instance: Instance, shape: ModelShape, tables: Callable[[Instance, ModelShape], Tables], count: int
@@ -221,9 +222,8 @@ def kv_blocks(instance: Instance, shape: ModelShape) -> int:
         return instance.kv_blocks
     if instance.memory_gb is None:
         raise ValueError("an instance needs `kv_blocks`, as the engine logs them, or `memory_gb` to work them out")
-    weights = shape.value_bytes * shape.device_weights(
-        instance.tp, instance.pp, instance.ep or (instance.tp * instance.dp if shape.experts else 1)
-    )
+    held = shape.device_weights(instance.tp, instance.pp, instance.expert_devices(shape.experts))
+    weights = shape.value_bytes * held
     usable = 1e9 * instance.memory_gb * instance.utilization
     free = usable - weights - SPARE * 1e9 * instance.memory_gb
     per_token = shape.kv_bytes_per_token / (min(instance.tp, shape.kv_heads) * instance.pp)
@@ -236,5 +236,7 @@ def kv_blocks(instance: Instance, shape: ModelShape) -> int:
     return blocks
 
 
-def _tables_of_profile(instance: Instance, shape: ModelShape) -> Tables:
-    return read_tables(instance.profile, instance.tp, shape.layers)
+def tables_of_profiles() -> Callable[[Instance, ModelShape], Tables]:
+    """Reads the profile of an instance, once for all that share its tables."""
+    read = cache(read_tables)
+    return lambda instance, shape: read(instance.profile, instance.tp, shape.layers)

@@ -1,9 +1,10 @@
 """What it costs that sequences which decode together differ in length: t = t_mean + alpha (t_max - t_mean)."""
 
-import csv
 from bisect import bisect_left
 from pathlib import Path
 from typing import Any
+
+from .cells import csv_rows
 
 
 class Skew:
@@ -12,7 +13,7 @@ class Skew:
 
     Args:
         alphas: by (chunk's place, n's, rate's, longest's, prefix').
-        chunks: the values of the first; the nearest one below counts.
+        chunks: the values of the first, of which the nearest one counts.
         bins: upper edges of the other four.
         default: where a bucket was not measured.
     """
@@ -35,10 +36,9 @@ class Skew:
         axes = fit["bucket_axes"]
         names = ("n", "skew_rate", "kv_big", "kp")
         places = [{label: i for i, label in enumerate(axes[f"{name}_labels"])} for name in names]
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        labels = [f"{name}_label" for name in names]
+        rows = [row for _, row in csv_rows(path, "pc", *labels, "alpha")]
         chunks = sorted({int(row["pc"]) for row in rows})
-        labels = ("n_label", "skew_rate_label", "kv_big_label", "kp_label")
         alphas = {
             (chunks.index(int(row["pc"])), *(place[row[label]] for place, label in zip(places, labels))): float(
                 row["alpha"]

@@ -1,9 +1,13 @@
 """
 The closed formula: seconds of one step of an instance, from what is in its batch.
 
-    step  = c · (dense(T) + L · attention + head(sequences) + L · experts + links) + gap
-    T     = tokens of the batch, padded to a CUDA graph's size
-    c     = calibration's factor, of steps with a chunk of a prompt or of those without
+    step   = c · (1 + 4 · partial · x · (1 - x)) · tables + gap
+    tables = dense(T) + L · attention + head(sequences) + L · experts + links
+    T      = tokens of the batch, padded to a CUDA graph's size
+    x      = share of the seats that decode
+
+Calibration fits `c` (one of steps with a chunk of a prompt, one of those without), `partial`, `gap`, and a factor of
+links.
 
 Ranks that step together (data parallel attention, pipeline stages' batches) take as long as the slowest.
 """
@@ -57,54 +61,46 @@ class StepTime:
         self.fix = tables.correction
         self.padded = _padding(instance.scheduler.graph_sizes)
         self.hop = 2 * shape.hidden  # bytes of a token on its way between devices, in 16 bits
-        self.ep = (instance.ep or instance.tp * instance.dp) if shape.experts else 1
+        self.ep = instance.expert_devices(shape.experts)
         self.steps = self.outside = 0
         self.comm: dict[int, float] = {}
 
     def __call__(self, batches: Sequence[Batch | None]) -> float:
         """Seconds until the slowest rank is through; a rank without a batch steps along where experts are shared."""
         tables, fix, layers = self.tables, self.fix, self.shape.layers
-        tokens, slowest, has_chunk, decodes = 0, 0.0, False, 0
+        tokens, slowest, has_chunk, decodes, is_outside = 0, 0.0, False, 0, False
         for batch in batches:
             if batch is not None:
-                count = batch.n
-                if batch.chunks:
-                    has_chunk = True
-                    for chunk, _ in batch.chunks:
-                        count += chunk
-                tokens = max(tokens, count)
+                has_chunk = has_chunk or bool(batch.chunks)
+                tokens = max(tokens, batch.tokens)
                 decodes = max(decodes, batch.n)
-                own = layers * self.attention(batch) + tables.head(batch.n + len(batch.chunks))
-                slowest = max(slowest, own)
+                attention, left = self.attention(batch)
+                is_outside = is_outside or left
+                slowest = max(slowest, layers * attention + tables.head(batch.n + len(batch.chunks)))
         padded = self.padded[tokens] if tokens < len(self.padded) else tokens
         self.steps += 1
-        self.outside += padded > tables.dense.largest
+        self.outside += is_outside or padded > tables.dense.largest
         seconds = tables.dense(padded) + slowest + self.experts_and_links(padded)
-        if has_chunk:
-            seconds *= fix.prefill
-        else:
-            seconds *= fix.decode
+        seconds *= fix.prefill if has_chunk else fix.decode
         if fix.partial:
             taken = min(decodes / self.instance.scheduler.max_num_seqs, 1.0)
             seconds *= 1.0 + 4.0 * fix.partial * taken * (1.0 - taken)
         return seconds + 1e-6 * fix.gap_us
 
-    def attention(self, batch: Batch) -> float:
-        """One layer's, of one rank."""
+    def attention(self, batch: Batch) -> tuple[float, bool]:
+        """One layer's, of one rank, and whether the lookup left what the table holds."""
         grid, n = self.tables.attention, batch.n
         chunk = prefix = 0
         for tokens, before in batch.chunks:
             chunk += tokens
             prefix += before
         mean = batch.kv_sum / n if n else 0
-        if grid.is_outside(chunk, prefix, n, mean):
-            self.outside += 1
-        seconds = grid(chunk, prefix, n, mean)
-        skew = self.tables.skew
-        if skew is None or batch.kv_max == batch.kv_min:
-            return seconds
-        alpha = skew.alpha(chunk, prefix, n, mean, batch.kv_max, batch.kv_min)
-        return seconds + alpha * (grid(chunk, prefix, n, batch.kv_max) - seconds) if alpha else seconds
+        seconds, skew = grid(chunk, prefix, n, mean), self.tables.skew
+        if skew is not None and batch.kv_max > batch.kv_min:
+            alpha = skew.alpha(chunk, prefix, n, mean, batch.kv_max, batch.kv_min)
+            if alpha:
+                seconds += alpha * (grid(chunk, prefix, n, batch.kv_max) - seconds)
+        return seconds, grid.is_outside(chunk, prefix, n, mean)
 
     def experts_and_links(self, tokens: int) -> float:
         """What depends on the number of tokens alone, of all layers."""

@@ -11,19 +11,20 @@ A profile: tables of one model on one device, by tensor parallel width.
 Columns and folders are those of LLMServingSim 2.0 (arXiv 2602.23036), so that its bundles load unchanged.
 """
 
-import csv
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .cells import csv_rows, number
 from .grid import AttentionGrid, Curve, MoeGrid
 from .settings import Correction
 from .skew import Skew
 
 ONCE = {"embedding", "final_layernorm"}  # in a model; every other dense kernel is in each layer
 TWICE = {"layernorm"}  # in a layer
+ATTENTION_AXES = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
 MICRO = 1e-6
 
 
@@ -71,19 +72,15 @@ def read_tables(folder: str | Path, tp: int, layers: int) -> Tables:
         widths = sorted(path.name for path in folder.glob("tp*")) or ["none"]
         raise ValueError(f"{folder} has no tables for tensor parallel width {tp}, it has {', '.join(widths)}")
     meta = read_meta(folder)
-    dense = _sum_of_curves(at / "dense.csv", "tokens", layers)
-    head = _sum_of_curves(at / "per_sequence.csv", "sequences", layers, once=True)
-    columns = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
-    rows = [(*(int(r[c]) for c in columns), MICRO * r["time_us"]) for r in _rows(at / "attention.csv", *columns)]
     moe_at = next((path for path in (at / "moe.csv", folder / "tp1" / "moe.csv") if path.is_file()), None)
     moe_rows = _rows(moe_at, "tokens", "activated_experts") if moe_at else ()
     moe = [(int(r["tokens"]), int(r["activated_experts"]), MICRO * r["time_us"]) for r in moe_rows]
     calibration = (meta.get("calibration") or {}).get(f"tp{tp}") or {}
     return Tables(
-        dense=dense,
-        head=head,
-        attention=AttentionGrid(rows),
-        moe=MoeGrid(moe) if moe else None,
+        dense=sum_of_curves(_rows(at / "dense.csv", "tokens"), "tokens", layers),
+        head=sum_of_curves(_rows(at / "per_sequence.csv", "sequences"), "sequences"),
+        attention=attention_grid(_rows(at / "attention.csv", *ATTENTION_AXES)),
+        moe=MoeGrid(moe) if moe_at else None,
         skew=Skew.read(at / "skew_fit.csv", meta.get("skew_fit") or {}, tp),
         correction=Correction(**calibration.get("correction", {})),
         source=_source(folder, meta),
@@ -108,32 +105,35 @@ def _source(folder: Path, meta: dict[str, Any]) -> str:
     return f"{how}, {where}" + (f", {meta['profiled_at'][:10]}" if meta.get("profiled_at") else "")
 
 
-def _rows(path: Path, *columns: str) -> Iterator[dict[str, Any]]:
-    """Rows whose columns, and `time_us`, are numbers."""
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: the profile is not whole")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        needed = {*columns, "time_us"}
-        if missing := needed - set(reader.fieldnames or ()):
-            raise ValueError(f"{path}:1: the column {', '.join(sorted(missing))} is missing")
-        for row in reader:
-            try:
-                yield row | {name: float(row[name]) for name in needed}
-            except (TypeError, ValueError):
-                raise ValueError(
-                    f"{path}:{reader.line_num}: a cell of {', '.join(sorted(needed))} is no number"
-                ) from None
+def sum_of_curves(rows: Iterable[Mapping[str, Any]], axis: str, layers: int = 1) -> Curve:
+    """
+    All kernels of a table in one curve, each as often as the model has it.
 
-
-def _sum_of_curves(path: Path, axis: str, layers: int, once: bool = False) -> Curve:
-    """All layers of a table in one curve, each as often as the model has it."""
+    Args:
+        rows: `layer`, `time_us` and the axis.
+        axis: `tokens` or `sequences`.
+        layers: of the model; a table by sequences is of no layer.
+    """
     points: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for row in _rows(path, axis):
+    for row in rows:
         points[row.get("layer", "")].append((int(row[axis]), MICRO * row["time_us"]))
-    if not points:
-        raise ValueError(f"{path}:1: there are no rows")
-    curves = {name: Curve(*zip(*rows)) for name, rows in points.items()}
-    times = {name: 1 if once or name in ONCE else layers * (1 + (name in TWICE)) for name in curves}
+    curves = {name: Curve(*zip(*measured)) for name, measured in points.items()}
+    times = {name: 1 if name in ONCE else layers * (1 + (name in TWICE)) for name in curves}
     at = range(max(curve.largest for curve in curves.values()) + 1)
     return Curve(at, [sum(times[name] * curve(n) for name, curve in curves.items()) for n in at])
+
+
+def attention_grid(rows: Iterable[Mapping[str, Any]]) -> AttentionGrid:
+    """One layer's attention out of the rows of `attention.csv`."""
+    return AttentionGrid([(*(int(row[axis]) for axis in ATTENTION_AXES), MICRO * row["time_us"]) for row in rows])
+
+
+def _rows(path: Path, *columns: str) -> Iterator[dict[str, Any]]:
+    """Rows whose columns, and `time_us`, are numbers; at least one."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the profile is not whole")
+    line, needed = 1, ("time_us", *columns)
+    for line, row in csv_rows(path, *needed):
+        yield row | {name: number(row, name, path, line) for name in needed}
+    if line == 1:
+        raise ValueError(f"{path}:1: there are no rows")

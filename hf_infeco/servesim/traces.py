@@ -15,9 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from .importers import SOURCES
 from .requests import Request
-
-HASH_BLOCKS = (512, 16)  # tokens of a hashed block in the public traces
 
 
 def read_trace(
@@ -35,8 +34,6 @@ def read_trace(
     Raises:
         ValueError: a line that is none, out of order, or has no lengths; with file and line.
     """
-    from .importers import SOURCES
-
     path = Path(path)
     if source not in SOURCES:
         raise ValueError(f"{source!r} is none of the formats {', '.join(SOURCES)}")
@@ -63,31 +60,6 @@ def in_order(numbered: Iterable[tuple[int, Request]], path: Path) -> Iterator[Re
         yield request
 
 
-def read_native(path: Path) -> Iterator[tuple[int, Request]]:
-    """Line and request, of Mooncake's format."""
-    hash_block = 0
-    for line, entry in json_lines(path):
-        ids = tuple(entry.get("hash_ids") or ())
-        tokens = whole(entry, "input_length", path, line)
-        if ids and not hash_block:
-            # The block's size is not in the file: it is the larger one that the first prompt has so few of.
-            hash_block = next((size for size in HASH_BLOCKS if len(ids) == -(-tokens // size)), 0)
-            hash_block = hash_block or next((size for size in HASH_BLOCKS if len(ids) == tokens // size), 16)
-        delay = entry.get("delay")
-        yield (
-            line,
-            Request(
-                arrival=number(entry, "timestamp", path, line) / 1e3,
-                input_tokens=tokens,
-                output_tokens=whole(entry, "output_length", path, line),
-                hash_ids=ids[: tokens // hash_block] if ids else (),
-                hash_block=hash_block or 16,
-                session=None if entry.get("session") is None else str(entry["session"]),
-                delay=None if delay is None else float(delay) / 1e3,
-            ),
-        )
-
-
 def write_trace(requests: Iterable[Request], path: str | Path) -> int:
     """Writes the native format; returns how many requests that were."""
     count = 0
@@ -107,39 +79,3 @@ def write_trace(requests: Iterable[Request], path: str | Path) -> int:
                 entry["delay"] = round(1e3 * request.delay, 3)
             file.write(json.dumps(entry) + "\n")
     return count
-
-
-# ---------------------------------------------------------------- cells
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line and object."""
-    with path.open(encoding="utf-8") as file:
-        for line, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                entry = json.loads(text)
-            except ValueError as error:
-                raise ValueError(f"{path}:{line}: it is no JSON ({error})") from None
-            if not isinstance(entry, dict):
-                raise ValueError(f"{path}:{line}: it is no object with fields")
-            yield line, entry
-
-
-def number(entry: dict[str, Any], name: str, path: Path, line: int) -> float:
-    """A field that is a number."""
-    try:
-        return float(entry[name])
-    except KeyError:
-        raise ValueError(f"{path}:{line}: the field {name} is missing; there are {', '.join(entry)}") from None
-    except (TypeError, ValueError):
-        raise ValueError(f"{path}:{line}: {name} is {entry[name]!r} and must be a number") from None
-
-
-def whole(entry: dict[str, Any], name: str, path: Path, line: int) -> int:
-    """A field that is a whole number."""
-    value = number(entry, name, path, line)
-    if value != int(value):
-        raise ValueError(f"{path}:{line}: {name} is {value} and must be a whole number")
-    return int(value)

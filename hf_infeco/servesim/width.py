@@ -2,8 +2,9 @@
 width(t): devices whose tensor parallel width changes while requests run, as `hf_infeco.flying` does it.
 
 There is a set of engines for each width, of which one is at work. The engine's own policy objects look at what waits
-and runs; for a switch the engines finish the steps under way, weights and links change (a measured time), the running
-requests' KV is moved over the link or computed anew, and the first step at the new width takes longer.
+and runs; for a switch the engines finish the steps under way, weights and links change, the running requests' KV is
+moved over the link or computed anew, and the first step at the new width takes longer. How long a switch and that
+step take is not known here: the settings say it.
 """
 
 from collections import deque

@@ -16,7 +16,7 @@ from hf_infeco.servesim import Cluster, Correction, Link, read_trace, simulate, 
 from hf_infeco.servesim.calibrate import calibrate
 from hf_infeco.servesim.generators import poisson
 from hf_infeco.servesim.logs import read_log
-from hf_infeco.servesim.plan import Patch, Plan, Promise, layouts, make_plan
+from hf_infeco.servesim.plan import Patch, Plan, Promise, layouts, make_plan, read_plan
 from hf_infeco.servesim.roofline import find_device, write_roofline
 from hf_infeco.servesim.tables import read_meta, read_tables
 
@@ -73,6 +73,20 @@ def test_simulate_writes_a_row_a_request_a_summary_and_a_picture(cluster_file, t
     assert (out / "distributions.svg").stat().st_size > 1000
 
 
+def test_the_csv_that_simulate_writes_is_a_trace_again(cluster_file, tmp_path):
+    trace, rows = tmp_path / "trace.jsonl", tmp_path / "out" / "requests.csv"
+    run("simulate", "--cluster", cluster_file, "--trace", trace, "--out", tmp_path / "out")
+    with rows.open() as file:
+        written = [float(row["arrival_s"]) for row in csv.DictReader(file)]
+    assert written != sorted(written)  # rows come as requests end
+    lengths = [
+        [(r.input_tokens, r.output_tokens) for r in read_trace(path, source=source)]
+        for path, source in ((trace, "native"), (rows, "rows"))
+    ]
+    assert lengths[0] == lengths[1]
+    assert "120 requests" in run("simulate", "--cluster", cluster_file, "--trace", rows, "--source", "rows")
+
+
 def test_a_wrong_cluster_ends_the_command_with_its_line(cluster_file, tmp_path):
     cluster_file.write_text(cluster_file.read_text().replace("kv_blocks", "kv_block"))
     shown = run("simulate", "--cluster", cluster_file, "--trace", tmp_path / "trace.jsonl", exit_code=1)
@@ -105,6 +119,17 @@ def test_calibration_finds_the_factors_of_an_engine_that_has_them(tmp_path):
         true.prefill, abs=0.05
     )
     assert abs(held_out["tpot"]["mean"]) < 2
+
+
+def test_a_log_whose_first_requests_all_meet_a_cold_engine_is_refused(tmp_path):
+    """Nothing has come out before the hundredth request arrives."""
+    write_plain_profile(tmp_path / "profile")
+    given = instance(tmp_path, profile=str(tmp_path / "profile"))
+    rows = [f"{0.01 * i},{2.0 + 0.01 * i},{3.0 + 0.01 * i},20,5" for i in range(100)]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["arrival_s,first_token_s,last_token_s,input_tokens,output_tokens", *rows]))
+    with pytest.raises(ValueError, match="all of the first 60 requests arrive before the log's first token"):
+        calibrate(Cluster((given,)), read_log(log), 60)
 
 
 def write_plain_profile(folder):
@@ -159,6 +184,33 @@ def test_a_patch_that_packs_the_cache_has_room_for_more(cluster_file, tmp_path):
     plan = plan_of(tmp_path, devices=(1,), patches={"packed": Patch(kv_bytes=0.25)})
     blocks = {each.name: each.cluster.instances[0].kv_blocks for each in layouts(plan)}
     assert blocks == {"1 x tp1": 64, "1 x tp1, packed": 256}
+
+
+def test_a_layout_has_no_more_devices_than_its_stages_and_ranks_leave(cluster_file, tmp_path):
+    plan = plan_of(tmp_path, devices=(2, 4), widths=(1, 2))
+    staged = replace(plan, instance=replace(plan.instance, pp=2))
+    found = {(each.name, each.devices): each.cluster.instances[0] for each in layouts(staged)}
+    assert list(found) == [("1 x tp1", 2), ("2 x tp1", 4), ("1 x tp2", 4)]
+    assert all(each.count * each.devices == devices for (_, devices), each in found.items())
+    with pytest.raises(ValueError, match=r"an instance's tp \* pp \* dp must divide `devices`"):
+        make_plan(replace(staged, devices=(3,)), [])
+
+
+def test_splits_without_the_link_between_them_are_refused(cluster_file, tmp_path):
+    with pytest.raises(ValueError, match="`splits` needs `transfer`"):
+        make_plan(plan_of(tmp_path, devices=(2,), splits=True), [])
+
+
+def test_the_paths_of_a_plan_are_relative_to_its_file(tmp_path):
+    described = {
+        "instance": {"model": "m", "profile": "p"},
+        "devices": [1],
+        "patches": {"packed": {"profile": "q"}, "same": {"kv_bytes": 0.5}},
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(described))
+    plan = read_plan(tmp_path / "plan.yaml")
+    assert (plan.instance.model, plan.instance.profile) == (str(tmp_path / "m"), str(tmp_path / "p"))
+    assert [plan.patches[name].profile for name in ("packed", "same")] == [str(tmp_path / "q"), None]
 
 
 def test_the_plan_command_draws_and_prints(cluster_file, tmp_path):

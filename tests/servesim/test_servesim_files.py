@@ -14,7 +14,7 @@ from hf_infeco.servesim.grid import AttentionGrid, Curve
 from hf_infeco.servesim.importers import SOURCES
 from hf_infeco.servesim.logs import read_log
 from hf_infeco.servesim.profiles import store_calibration, write_profile
-from hf_infeco.servesim.roofline import READY, find_device, write_roofline
+from hf_infeco.servesim.roofline import find_device, write_roofline
 from hf_infeco.servesim.shape import ModelShape
 from hf_infeco.servesim.tables import read_tables
 
@@ -128,10 +128,13 @@ def test_missing_widths_tables_columns_and_cells_are_named(tmp_path):
         read_tables(folder, 4, 1)
     path = folder / "tp1" / "dense.csv"
     path.write_text(path.read_text().replace("a,8,8", "a,8,x"))
-    with pytest.raises(ValueError, match=r"dense.csv:3: a cell of time_us, tokens is no number"):
+    with pytest.raises(ValueError, match=r"dense.csv:3: time_us is 'x' and must be a number"):
         read_tables(folder, 1, 1)
     path.write_text(path.read_text().replace("time_us", "micros"))
     with pytest.raises(ValueError, match=r"dense.csv:1: the column time_us is missing"):
+        read_tables(folder, 1, 1)
+    path.write_text("layer,tokens,time_us\n")
+    with pytest.raises(ValueError, match=r"dense.csv:1: there are no rows"):
         read_tables(folder, 1, 1)
     path.unlink()
     with pytest.raises(ValueError, match=r"dense.csv is missing"):
@@ -146,7 +149,9 @@ def test_every_ready_device_makes_a_profile_marked_as_an_estimate(tmp_path, name
 
 
 def test_an_unknown_device_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=f"no device is called 'H10'; {READY} has A100|devices.yaml has A100"):
+    with pytest.raises(
+        ValueError, match=r"called 'H10'; devices\.yaml has A100, H100, H200, B200, L40S, MI300X"
+    ):
         find_device("H10")
 
 
@@ -172,19 +177,32 @@ def test_the_blocks_of_mooncakes_traces_have_512_tokens():
 
 
 @pytest.mark.parametrize(
-    ("source", "file", "count"),
+    ("source", "file", "count", "second"),
     [
-        ("azure", "azure2023_conv_first1000.csv", 1000),
-        ("burstgpt", "burstgpt_layout_v1.csv", None),
-        ("burstgpt", "burstgpt_layout_v3.csv", None),
-        ("bailian", "qwen_bailian_layout.jsonl", None),
-        ("native", "mooncake_conversation_first500.jsonl", 500),
+        ("azure", "azure2023_conv_first1000.csv", 1000, (4.314579, 396, 109)),
+        ("burstgpt", "burstgpt_layout_v1.csv", 3, (45.0, 1087, 230)),  # the fourth failed
+        ("burstgpt", "burstgpt_layout_v3.csv", 3, (9.0, 560, 40)),
+        ("bailian", "qwen_bailian_layout.jsonl", 2, (61.1, 700, 90)),
+        ("native", "mooncake_conversation_first500.jsonl", 500, (0.0, 7322, 490)),
     ],
 )
-def test_public_formats_are_read(source, file, count):
+def test_public_formats_are_read(source, file, count, second):
     requests = list(read_trace(TRACES / file, source=source))
-    assert len(requests) == count if count else len(requests) > 1
-    assert all(request.input_tokens > 0 for request in requests)
+    assert len(requests) == count
+    assert (requests[1].arrival, requests[1].input_tokens, requests[1].output_tokens) == pytest.approx(second)
+
+
+def test_azures_rows_may_name_the_zone_or_not(tmp_path):
+    rows = ["TIMESTAMP,ContextTokens,GeneratedTokens", "2024-05-10 00:00:00+00:00,9,4", "2024-05-10 00:00:00.5,8,3"]
+    rows += ["2024-05-10 02:00:01.2345678+02:00,7,2"]
+    requests = list(read_trace(write(tmp_path / "a.csv", "\n".join(rows)), source="azure"))
+    assert [(r.arrival, r.input_tokens) for r in requests] == [(0.0, 9), (0.5, 8), (1.234567, 7)]
+
+
+def test_a_time_of_azure_that_is_none_is_named_by_its_line(tmp_path):
+    rows = "TIMESTAMP,ContextTokens,GeneratedTokens\nsoon,9,4"
+    with pytest.raises(ValueError, match=r"a.csv:2: TIMESTAMP is 'soon' and must be a date and time"):
+        list(read_trace(write(tmp_path / "a.csv", rows), source="azure"))
 
 
 def test_conversations_of_bailian_and_burstgpt_are_sessions():
@@ -198,7 +216,7 @@ def test_llmservingsims_datasets_are_read(tmp_path):
     assert (request.arrival, request.input_tokens, request.output_tokens) == (0.5, 9, 4)
 
 
-def vllm_log(path):
+def vllm_log(path, **other):
     log = {
         "input_lens": [30, 20],
         "output_lens": [3, 2],
@@ -206,7 +224,7 @@ def vllm_log(path):
         "itls": [[0.01, 0.03], [0.05]],
         "start_times": [101.0, 100.0],
     }
-    return write(path, json.dumps(log))
+    return write(path, json.dumps(log | other))
 
 
 def test_a_log_of_vllm_bench_is_a_trace_and_a_truth(tmp_path):
@@ -221,6 +239,31 @@ def test_a_log_without_details_is_refused(tmp_path):
         ValueError, match="ttfts, itls, start_times are missing; run vllm bench serve with --save-detailed"
     ):
         read_log(write(tmp_path / "log.json", '{"input_lens": [1], "output_lens": [1]}'))
+
+
+LOG = "arrival_s,first_token_s,last_token_s,input_tokens,output_tokens\n"
+
+
+def test_a_log_by_rows_is_put_in_the_order_of_arrival(tmp_path):
+    log = read_log(write(tmp_path / "log.csv", LOG + "1.0,1.5,2.5,30,3\n0.0,0.25,3.25,20,4\n"))
+    assert [request.input_tokens for request in log.requests] == [20, 30]
+    assert log.ttft.tolist() == [0.25, 0.5] and log.tpot.tolist() == [1.0, 0.5] and log.latency.tolist() == [3.25, 1.5]
+
+
+def test_a_log_in_which_nothing_came_through_is_refused(tmp_path):
+    failed = vllm_log(tmp_path / "log.json", output_lens=[0, 0], ttfts=[0.0, 0.0], itls=[[], []])
+    for path in (write(tmp_path / "log.csv", LOG), failed):
+        with pytest.raises(ValueError, match=rf"{path.name}: no request came through"):
+            read_log(path)
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [("0.0,0.2,0.4,0,3", "log.csv:3: 0 tokens in and 3 out"), ("0.0,,0.4,9,3", "log.csv:3: first_token_s is ''")],
+)
+def test_what_is_wrong_with_a_log_is_named_by_the_line_it_has_in_the_file(tmp_path, last, told):
+    with pytest.raises(ValueError, match=told):
+        read_log(write(tmp_path / "log.csv", LOG + "1.0,1.5,2.5,30,3\n" + last))
 
 
 @pytest.mark.parametrize(

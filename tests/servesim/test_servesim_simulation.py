@@ -124,6 +124,15 @@ def test_steps_outside_the_tables_are_told(tmp_path):
     assert any("extrapolated" in note for note in results.notes)
 
 
+def test_a_step_that_leaves_the_tables_twice_counts_once(tmp_path):
+    """Both ranks' attention and the dense kernels are looked up beyond 1024 tokens."""
+    formula = StepTime(TABLES, SHAPE, instance(tmp_path, dp=2, link=Link(10.0)))
+    far, near = Batch(1, [(3000, 0)], 0, 0, 0, 0), Batch(2, [(30, 0)], 0, 0, 0, 0)
+    formula([far, far])
+    formula([near, near])
+    assert (formula.steps, formula.outside) == (2, 1)
+
+
 def test_a_request_that_can_never_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"request 0 needs 188 KV blocks .* has 64"):
         serve(tmp_path, [Request(0.0, 2000, 1000)])

@@ -12,9 +12,10 @@ from hf_infeco.servesim.settings import Switching
 from .profiles import instance, same_tables
 
 
-def serve(folder, requests, link=None, **how):
+def serve(folder, requests, link=None, count=1, pp=1, **how):
     given = Switching(**{"widths": (1, 2, 4), "policy": "hard", "settings": {"dwell": 0.1}, **how})
-    cluster = Cluster((instance(folder, dp=4, link=link or Link(10.0), switching=given, kv_blocks=30),))
+    each = instance(folder, count=count, dp=4, pp=pp, link=link or Link(10.0), switching=given, kv_blocks=30)
+    cluster = Cluster((each,), routing="round_robin")
     return simulate(cluster, requests, tables=same_tables)
 
 
@@ -51,6 +52,19 @@ def test_kv_that_is_moved_takes_the_link_and_kv_that_is_not_is_computed_again(tm
         assert results.column("output").tolist() == [150, 2]
         last[name] = results.metrics["latency"][0]
     assert last["fast"] < last["slow"] and last["fast"] < last["anew"]
+
+
+def test_each_of_several_equal_instances_switches_by_itself(tmp_path):
+    """Two requests that fit only wide, one for each of two instances, take as long as one on one."""
+    alone = serve(tmp_path, [Request(0.0, 700, 10)])
+    two = serve(tmp_path, [Request(0.0, 700, 10), Request(0.0, 700, 10)], count=2)
+    assert [each["devices"] for each in two.engines] == [4, 4] and len(two.switches) == 2 * len(alone.switches)
+    assert two.metrics["latency"].tolist() == [alone.metrics["latency"][0]] * 2
+
+
+def test_stages_that_switch_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"role both, and pp=1 \(it is both and pp=2\)"):
+        serve(tmp_path, [Request(0.0, 20, 10)], pp=2)
 
 
 def test_what_no_width_holds_is_refused(tmp_path):
