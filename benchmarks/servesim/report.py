@@ -15,8 +15,8 @@ def truth_table(entries: Entries) -> str:
     """
     Errors in % over all 300 requests of each run: of the mean and of quantiles, and the mean of the requests' absolute
     errors (MAPE). `hf_infeco` has fitted nothing but the link where there are two devices, `calibrated` has fitted all
-    factors of the table below; both on the first 80 requests. TTFT counts from arrival; LLMServingSim, which knows
-    no inbox, has one TTFT in both rows.
+    factors of the table below, the link's where there are two devices; both on the first 80 requests. TTFT counts from
+    arrival; LLMServingSim, which knows no inbox, has one TTFT in both rows.
     """
     return _errors(entries, "all")
 
