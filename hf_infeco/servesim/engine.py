@@ -99,7 +99,7 @@ class Engine:
                     self.seconds["idle"] += env.now - since
                     continue
                 current, following = following, self._schedule() if is_async else None
-            seconds = self.step_time(current) + self.extra
+            seconds = self.step_time(current) + self.extra + self._handover(current)
             self.extra = 0.0
             yield env.timeout(seconds)
             self.seconds["prefill" if any(b and b.chunks for b in current) else "decode"] += seconds
@@ -121,6 +121,14 @@ class Engine:
         now = self.env.now
         batches = [rank.schedule(now) for rank in self.ranks]
         return batches if any(batches) else None
+
+    def _handover(self, batches: list[Batch | None]) -> float:
+        """Seconds for the KV that leaves with this step, or has come for it."""
+        instance = self.instance
+        if instance.role == "both" or not instance.handover_s:
+            return 0.0
+        begun = [job for batch in batches if batch is not None for job in batch.begins]
+        return instance.handover_s * sum(job.is_carried or instance.role == "prefill" for job in begun)
 
     def _complete(self, batches: list[Batch | None]) -> None:
         now = self.env.now

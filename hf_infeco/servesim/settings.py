@@ -130,6 +130,8 @@ class Instance:
         utilization: share of the memory for weights and KV blocks.
         kv_blocks: of each rank, as the engine logs it.
         role: `both`, `prefill` or `decode`.
+        handover_s: seconds that a step takes longer for each request whose KV leaves a prefill instance with it, or
+            has come to a decode instance for it.
         link: between devices of the instance; needed where there is more than one.
         scheduler: how it batches.
         power: watts of one device, for the energy.
@@ -151,6 +153,7 @@ class Instance:
     utilization: float = 0.9
     kv_blocks: int | None = None
     role: str = "both"
+    handover_s: float = 0.0
     link: Link | None = None
     scheduler: Scheduler = field(default_factory=Scheduler)
     power: Power | None = None

@@ -149,9 +149,7 @@ def test_every_ready_device_makes_a_profile_marked_as_an_estimate(tmp_path, name
 
 
 def test_an_unknown_device_is_refused_with_those_there_are():
-    with pytest.raises(
-        ValueError, match=r"called 'H10'; devices\.yaml has A100, H100, H200, B200, L40S, MI300X"
-    ):
+    with pytest.raises(ValueError, match=r"called 'H10'; devices\.yaml has A100, H100, H200, B200, L40S, MI300X"):
         find_device("H10")
 
 

@@ -84,6 +84,22 @@ def test_decode_instances_get_the_prompts_kv_over_the_link(tmp_path):
     assert firsts[0] - firsts[1] == pytest.approx(volume / 1e6 - volume / 2e6)
 
 
+def test_a_hand_over_holds_up_the_step_of_either_side(tmp_path):
+    """The first request waits on both sides for its own KV, and while it decodes, once for that of the second."""
+    requests = [Request(0.0, 50, 200), Request(0.1, 50, 2)]
+    found = []
+    for seconds in (0.0, 0.05):
+        parts = [instance(tmp_path, role=role, handover_s=seconds) for role in ("prefill", "decode")]
+        found.append(simulate(Cluster(tuple(parts), transfer=Link(10.0)), requests, tables=same_tables))
+    first, last = ([results.column(name)[0] for results in found] for name in ("first", "last"))
+    assert first[1] - first[0] == pytest.approx(0.1) and last[1] - last[0] == pytest.approx(0.15, abs=1e-4)
+
+
+def test_together_nothing_is_handed_over(tmp_path):
+    plain, given = (serve(tmp_path, [Request(0.0, 50, 4)], handover_s=seconds) for seconds in (0.0, 0.05))
+    assert plain.column("last")[0] == given.column("last")[0]
+
+
 def test_a_sessions_turn_waits_for_the_one_before_and_its_tool(tmp_path):
     results = serve(tmp_path, sessions(50.0, 6, 4, 30, 10, 8, tool_seconds=0.5, seed=1), kv_blocks=400)
     requests = list(sessions(50.0, 6, 4, 30, 10, 8, tool_seconds=0.5, seed=1))
