@@ -111,6 +111,9 @@ def servesim(results):
     plain = [entry for entry in entries if (entry["who"], entry["part"]) == ("hf_infeco", "all")]
     assert all(abs(entry["mean"]) < 4 for entry in plain if entry["metric"] == "tpot")
     assert results["speed"]["entries"][0]["requests"] == 50
+    apart = next(entry for entry in results["paper"]["entries"] if entry["case"] == "PDD")
+    assert apart["fitted"]["tpot"] == pytest.approx(apart["vLLM"]["tpot"], rel=0.01)  # which chose the hand-over
+    assert apart["fitted"]["ttft"] == pytest.approx(apart["vLLM"]["ttft"], rel=0.05)
 
 
 def sidequest(results):

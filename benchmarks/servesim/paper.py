@@ -68,7 +68,7 @@ def _serve(case: str, handover_s: float = 0.0) -> dict[str, float]:
 
 
 def _fit_handover(case: str, tpot: float) -> float:
-    """Seconds with which the time per token is the measured one, to 0.02 ms."""
+    """Seconds, to 0.02 ms, with which the time per token passes the measured one."""
     low, high = 0.0, 0.1
     while high - low > 2e-5:
         middle = (low + high) / 2

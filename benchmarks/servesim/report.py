@@ -84,8 +84,8 @@ def paper_table(entries: Entries) -> str:
     """
     The paper's measured vLLM on H100s with Llama-3.1-70B, four devices an instance, and simulators' errors in %. SD is
     one instance, MD two, PDD one for prompts and one for decoding. Nothing was fitted but in the column `fitted`:
-    tables and link alone are far off for PDD, whose engines lose time on each request that goes from one to the other.
-    That hand-over, the same on both sides, is chosen by TPOT alone; TTFT and throughput follow.
+    tables and link alone are far off for PDD. There each request holds up a step on either side, for a time that is
+    chosen by TPOT alone; TTFT and throughput follow.
     """
     rows = []
     for entry in entries:
