@@ -163,7 +163,7 @@ class World:
         words = set(query.split())
         near = [title for title in self.pages if words & set(title.split()) and title != query]
         far = [title for title in self.pages if title != query and title not in near]
-        hits = draw.sample(near, min(len(near), 3)) + draw.sample(far, draw.choice((2, 2, 2, 6)))
+        hits = draw.sample(near, min(len(near), 3)) + draw.sample(far, draw.choice((3, 4, 5, 8)))
         hits += [query] if query in self.pages else []
         draw.shuffle(hits)
         return "\n".join(
@@ -213,7 +213,7 @@ def _titles(first: str, last: str, draw: random.Random) -> list[str]:
 def _lines(kind: str, title: str, relations: dict[str, str], draw: random.Random) -> tuple[list[str], int]:
     """A page's lines, and how many of them are shown at once."""
     facts = [f"The {relation} of {title} is {other}." for relation, other in relations.items()]
-    remarks = draw.choices(REMARKS[kind], k=draw.choice((2, 4, 6, 8, 20)))
+    remarks = draw.choices(REMARKS[kind], k=draw.choice((4, 8, 12, 16, 24)))
     lines = [remark.format(title) for remark in remarks]
     if draw.randrange(LONG_ONE_IN):
         lines += facts
