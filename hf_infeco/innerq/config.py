@@ -15,10 +15,10 @@ class InnerQConfig(MethodConfig, method="innerq"):
     KV cache quantized along the inner dimension (InnerQ, arXiv 2602.23200).
 
     4 bits are {-7, ..., 7} steps, 3 bits {-3, ..., 3}, 2 bits {-1.5, -0.5, 0.5, 1.5}. Bits per stored number, with the
-    float16 scale of each group of 32 and, at head_dim 64, the norms: the default 4.125, `balanced()` 3.625; the
-    paper's `base()` 3.5, `small()` 3.0, `hybrid()` 3.25. The default spends a bit on keys because retrieval from a
-    long context is lost with 3, and norms on values because quiet tokens with most of the attention need them [ours].
-    With `sink + recent` at least the context length nothing is quantized and the cache is exact.
+    float16 scale of each group of 32 and, at head_dim 64, the norms: the default 4.125, `balanced()` 3.625, `size()`
+    3.125; the paper's `base()` 3.5, `small()` 3.0, `hybrid()` 3.25. The default spends a bit on keys because retrieval
+    from a long context suffers with 3, and norms on values because quiet tokens with most of the attention need them
+    [ours]. With `sink + recent` at least the context length nothing is quantized and the cache is exact.
 
     Args:
         key_bits (`int`, defaults to 4): symmetric bits of a key number: 2, 3 or 4.
@@ -27,19 +27,22 @@ class InnerQConfig(MethodConfig, method="innerq"):
             whichever is nearer; costs one float16 zero point per group.
         normalize_keys (`bool`, defaults to `True`): divide key channels by their norm over the first tokens.
         center_keys (`bool`, defaults to `True`): take each key channel's mean over the first tokens off first.
+        rotate_keys (`bool`, defaults to `False`): spread what is left of each channel over all, see
+            `kernels.innerq.reference.rotate`; costs no bits, and a product of each query with a `[D, D]` matrix.
         normalize_values (`bool`, defaults to `True`): divide each token's values by their norm; costs 16 bits per
             token and KV head.
         sink (`int`, defaults to 32): first tokens kept in full precision.
         recent (`int`, defaults to 96): at least so many of the last tokens are kept in full precision.
     """
 
-    presets: ClassVar[tuple[str, ...]] = ("balanced", "base", "small", "hybrid")
+    presets: ClassVar[tuple[str, ...]] = ("balanced", "size", "base", "small", "hybrid")
 
     key_bits: int = field(default=4, metadata={"help": "symmetric bits of a key number: 2, 3 or 4"})
     value_bits: int = field(default=3, metadata={"help": "bits of a value number: 2, 3 or 4"})
     hybrid_values: bool = field(default=False, metadata={"help": "symmetric or asymmetric per group of values"})
     normalize_keys: bool = field(default=True, metadata={"help": "divide key channels by their norm"})
     center_keys: bool = field(default=True, metadata={"help": "take the mean of key channels off"})
+    rotate_keys: bool = field(default=False, metadata={"help": "spread key channels over one another"})
     normalize_values: bool = field(default=True, metadata={"help": "divide the values of each token by their norm"})
     sink: int = field(default=32, metadata={"help": "first tokens kept in full precision"})
     recent: int = field(default=96, metadata={"help": "least number of last tokens kept in full precision"})
@@ -48,6 +51,11 @@ class InnerQConfig(MethodConfig, method="innerq"):
     def balanced(cls) -> Self:
         """4-bit keys, 2-bit values with norms: half a bit less than the default for a little more loss [ours]."""
         return cls(value_bits=2)
+
+    @classmethod
+    def size(cls) -> Self:
+        """3-bit keys, rotated, 2-bit values with norms: half a bit less again [ours]."""
+        return cls(key_bits=3, rotate_keys=True, value_bits=2)
 
     @classmethod
     def base(cls) -> Self:

@@ -14,6 +14,8 @@ from ..kernels.innerq.reference import (
     channel_mean,
     channel_norm,
     fill_groups,
+    normalize_keys,
+    rotate,
     value_norms,
 )
 from ..kv import DenseView, HandleLayer, KVView, plain
@@ -166,7 +168,7 @@ class InnerQLayer(HandleLayer):
                 real = alive[:, -rest[0].shape[2] :]
                 rest = _only(rest, real)
         with torch.no_grad():  # codes carry no gradient; the exact tokens keep theirs
-            is_first, store = self._store is None, self._store or PackedStore()
+            is_first, store = self._store is None, self._store or PackedStore(self.config.rotate_keys)
             key, value = fill_groups(rest[0]), rest[1]
             if is_first or measured is not None:
                 mean = channel_mean(key, real) if self.config.center_keys else None
@@ -174,9 +176,12 @@ class InnerQLayer(HandleLayer):
                 store.set_channels(norm, mean, measured)
             kernel = choose("innerq_quantize", key.device).module
             key, value = key[:, :, :count], value[:, :, :count]
+            channels = store.key_norm, store.key_mean
+            if store.is_rotated:
+                key, channels = rotate(normalize_keys(key, *channels)), (None, None)
             value_norm, bits = value_norms(value, self.config.normalize_values), self.config.value_bits
             store.append(
-                kernel.quantize_keys(key, self.config.key_bits, store.key_norm, store.key_mean),
+                kernel.quantize_keys(key, self.config.key_bits, *channels),
                 kernel.quantize_values(value, bits, self.config.hybrid_values, value_norm),
                 value_norm,
             )
@@ -281,7 +286,9 @@ class InnerQLayer(HandleLayer):
         self.lazy_initialization(state["recent.0"], state["recent.1"])
         self._sink = state["sink.0"], state["sink.1"]
         self._recent = state["recent.0"], state["recent.1"]
-        self._store = PackedStore.from_state(state) if "key.words" in state else None
+        self._store = None
+        if "key.words" in state:
+            self._store = PackedStore.from_state(state, self.config.rotate_keys)
         if "padding.starts" in state:
             self._padding = LeftPadding(self.config.sink, state["padding.starts"], state["padding.shift"])
         num_packed = 0 if self._store is None else self._store.num_tokens

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from .. import compat
 
 FORMAT = "hf_infeco.InnerQCache"
-# Raised when a file changes its meaning: 2 may tell left padding, 3 which tokens were kept, 4 holds norms of values.
-# The last one is written.
-FORMAT_VERSIONS = (1, 2, 3, 4)
+# Raised when a file changes its meaning: 2 may tell left padding, 3 which tokens were kept, 4 holds norms of values, 5
+# may hold rotated keys. The last one is written.
+FORMAT_VERSIONS = (1, 2, 3, 4, 5)
 HEADER = "innerq"  # key of the JSON among safetensors' metadata
 
 # What two models must share for one's keys to mean anything to the other. Weights are not looked at.

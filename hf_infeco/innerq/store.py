@@ -21,12 +21,15 @@ class PackedStore:
     again.
 
     Attributes:
+        is_rotated (`bool`): whether keys are, see `PackedKV`.
         num_slots (`int`): slots in use, a multiple of `GROUP`.
         num_tokens (`int`): living tokens; fewer than slots after a `crop` into a tile. After `drop` all slots count.
     """
 
-    def __init__(self, key_norm: torch.Tensor | None = None, key_mean: torch.Tensor | None = None):
-        self.key_norm, self.key_mean = key_norm, key_mean
+    def __init__(self, is_rotated: bool = False):
+        self.is_rotated = is_rotated
+        self.key_norm: torch.Tensor | None = None  # [B, Hkv, 1, D]
+        self.key_mean: torch.Tensor | None = None
         self.alive: torch.Tensor | None = None  # [num_slots]; None while every slot lives
         self.num_slots = 0
         self.num_tokens = 0
@@ -118,7 +121,7 @@ class PackedStore:
 
         tiles = self.num_slots // GROUP
         norm = self._buffers[NORM][:, :, :tiles]
-        return PackedKV(part("key"), part("value"), self.key_norm, self.key_mean, self.alive, norm)
+        return PackedKV(part("key"), part("value"), self.key_norm, self.key_mean, self.alive, norm, self.is_rotated)
 
     def remove_last(self, num_tokens: int) -> None:
         """Forgets the newest living tokens. A tile cut in the middle keeps its codes; the dead slots are masked."""
@@ -152,9 +155,10 @@ class PackedStore:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, torch.Tensor]) -> Self:
+    def from_state(cls, state: dict[str, torch.Tensor], is_rotated: bool = False) -> Self:
         """Inverse of `state`; ignores other names."""
-        store = cls(state.get("key_norm"), state.get("key_mean"))
+        store = cls(is_rotated)
+        store.key_norm, store.key_mean = state.get("key_norm"), state.get("key_mean")
         store._buffers = {name: tensor for name, tensor in state.items() if name.startswith(("key.", "value."))}
         words = store._buffers["key.words"]
         if NORM not in store._buffers:  # up to format version 3 they were units [B, Hkv, T], in version 1 all were 1

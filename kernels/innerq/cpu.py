@@ -274,7 +274,7 @@ def _attend_tiles(
 def _attend(
     counter,
     query,  # [B * Hkv, rows, D]
-    normed,  # the same times the key norm, and its sums over groups
+    asked,  # the same as `reference.rows_for_codes` has it, and its sums over groups
     sums,
     common,  # [B * Hkv, rows]: the logit of the keys' mean
     key,
@@ -316,7 +316,7 @@ def _attend(
             span = (tiles * piece // pieces, tiles * (piece + 1) // pieces)
             mask = None if masks is None else masks[1][row]
             _attend_tiles(
-                normed[pair], sums[pair], common[pair], key, value, starts, mask, norms, softcap, span, maximum,
+                asked[pair], sums[pair], common[pair], key, value, starts, mask, norms, softcap, span, maximum,
                 total, acc, block, key_bits, value_bits,
             )  # fmt: skip
 
@@ -367,11 +367,11 @@ def packed_attention(
     pairs, num_rows = batch * kv_heads, heads // kv_heads * q_len
     block = next((size for size in BLOCKS if size >= num_rows), BLOCKS[-1])
 
-    rows = (query.detach().float() * scale).reshape(pairs, num_rows, -1)
+    rows = (query.detach().float() * scale).reshape(batch, kv_heads, num_rows, -1)
     rows = torch.nn.functional.pad(rows, (0, 0, 0, -num_rows % block))
-    filled, mean = reference.fill_groups(rows), packed.key_mean
-    normed = filled if packed.key_norm is None else filled * packed.key_norm.reshape(pairs, 1, -1)
-    common = rows.new_zeros(rows.shape[:2]) if mean is None else (filled * mean.reshape(pairs, 1, -1)).sum(-1)
+    asked, mean = reference.rows_for_codes(rows, packed).flatten(0, 1), packed.key_mean
+    common = rows.new_zeros(rows.shape[:3]) if mean is None else (reference.fill_groups(rows) * mean).sum(-1)
+    rows, common = rows.flatten(0, 1), common.flatten(0, 1)
     threads = torch.get_num_threads()
     pieces = min(-(-PIECES * threads // pairs), -(-tiles // (CHUNK // GROUP)))
     parts = [np.empty((pairs, pieces + 1, rows.shape[1], *more), np.float32) for more in ((), (), (value_dim,))]
@@ -380,8 +380,8 @@ def packed_attention(
     sink, recent = (tuple(to_array(tensor) for tensor in pair) for pair in exact)
     args = (
         rows.numpy(),
-        normed.numpy(),
-        normed.unflatten(-1, (-1, GROUP)).sum(-1).numpy(),
+        asked.numpy(),
+        asked.unflatten(-1, (-1, GROUP)).sum(-1).numpy(),
         common.numpy(),
         key[0],
         value[0],

@@ -6,7 +6,7 @@ import torch
 from ..jit import jit, on_threads, take_next
 from . import reference
 from .cpu_floats import from_half, to_float, to_half
-from .reference import GROUP, KEY_REACH, Packed, PackedKV
+from .reference import GROUP, KEY_REACH, VALUE_REACH, Packed, PackedKV
 
 LANES = 16  # groups at a time: a 512-bit register of floats
 MIN_NUMBERS = 2**18  # for each thread: fewer cost more to hand over than they save
@@ -182,7 +182,10 @@ def quantize_values(
     """As `reference.quantize_values`."""
     if value.shape[-1] % LANES:
         return reference.quantize_values(value, bits, hybrid, value_norm)
-    packed = _to_packed(value, (1, bits, value.shape[-1]), hybrid=hybrid, by_channel=False, token_norm=value_norm)
+    tile = (1, bits, value.shape[-1])
+    packed = _to_packed(
+        value, tile, reach=VALUE_REACH[bits], by_channel=False, hybrid=hybrid, token_norm=value_norm
+    )
     zero = None if packed.zero is None else packed.zero.squeeze(3)
     return Packed(packed.words.squeeze(3), packed.scale.squeeze(3), zero)
 
@@ -191,9 +194,9 @@ def _to_packed(
     numbers: torch.Tensor,
     tile: tuple[int, int, int],
     *,
+    reach: float,
     by_channel: bool,
     hybrid: bool = False,
-    reach: float = 1.0,
     norm: torch.Tensor | None = None,
     mean: torch.Tensor | None = None,
     token_norm: torch.Tensor | None = None,
@@ -225,7 +228,10 @@ def dequantize(packed: PackedKV) -> tuple[torch.Tensor, torch.Tensor]:
     """As `reference.dequantize`."""
     if packed.value.words.shape[-1] % LANES:
         return reference.dequantize(packed)
-    key = _to_numbers(packed.key, by_channel=True, norm=packed.key_norm, mean=packed.key_mean)
+    if packed.is_rotated:
+        key = reference.restore_keys(_to_numbers(packed.key, by_channel=True), packed)
+    else:
+        key = _to_numbers(packed.key, by_channel=True, norm=packed.key_norm, mean=packed.key_mean)
     words, scale, zero = packed.value
     tiles = Packed(words.unsqueeze(3), scale.unsqueeze(3), None if zero is None else zero.unsqueeze(3))
     value = _to_numbers(tiles, by_channel=False)

@@ -15,6 +15,7 @@ D is the next multiple: `fill_groups` adds channels of zeros to keys before they
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ LARGEST = (
 )  # of a tile's values over their norm: their scales, and what a kernel makes of them, fit into float16
 QUIETEST = 2.0**-100  # norm of a token whose values are zeros, which no division minds
 KEY_REACH = {2: 0.8, 3: 0.9, 4: 1.0}  # by bits, see `quantize_keys`
+VALUE_REACH = {2: 0.85, 3: 1.0, 4: 1.0}  # the same for values
 CHUNK_TILES = 64  # tiles unpacked at a time, so that no step holds more than 2048 tokens in full precision
 
 
@@ -57,13 +59,14 @@ class PackedKV:
 
     Attributes:
         key (`Packed`): words `[B, Hkv, T, G, bits, 32 tokens]`, scale `[B, Hkv, T, G, 32]`; holds
-            (k - key_mean) / key_norm.
+            (k - key_mean) / key_norm, or `rotate` of that.
         value (`Packed`): words `[B, Hkv, T, bits, Dv]`, scale `[B, Hkv, T, Dv]`; holds v / value_norm.
         key_norm, key_mean (`torch.Tensor` of float32, `[B, Hkv, 1, D]`, *optional*): per-channel norm and mean of the
             keys.
         alive (`torch.Tensor` of bool, `[N]`, *optional*): slots that still hold a token; None means all of them.
         value_norm (`torch.Tensor` of bfloat16, `[B, Hkv, T, 32 or 1]`, *optional*): per-token norm of the values, or
             one for a tile, see `value_norms`; None means 1.
+        is_rotated (`bool`): whether the keys are.
     """
 
     key: Packed
@@ -72,6 +75,7 @@ class PackedKV:
     key_mean: torch.Tensor | None = None
     alive: torch.Tensor | None = None
     value_norm: torch.Tensor | None = None
+    is_rotated: bool = False
 
     @property
     def num_slots(self) -> int:
@@ -218,16 +222,44 @@ def quantize_keys(
     key: torch.Tensor, bits: int, key_norm: torch.Tensor | None = None, key_mean: torch.Tensor | None = None
 ) -> Packed:
     """
-    (key - key_mean) / key_norm in groups of channels: `key [B, Hkv, N, D]`, N a multiple of `GROUP`, norm and mean
-    `[B, Hkv, 1, D]`.
+    `normalize_keys` in groups of channels: `key [B, Hkv, N, D]`, N a multiple of `GROUP`, norm and mean `[B, Hkv, 1,
+    D]`.
 
     The outermost code stands for `KEY_REACH` of a group's largest number, and what lies beyond saturates [ours]: at 2
     and 3 bits the smaller steps serve the others better than that costs the largest. At 4 bits they do not.
     """
-    key = key.float() if key_mean is None else key.float() - key_mean
-    key = key if key_norm is None else key / key_norm
+    key = normalize_keys(key, key_norm, key_mean)
     tiles = key.unflatten(-1, (-1, GROUP)).unflatten(2, (-1, GROUP)).transpose(3, 4)  # [B, Hkv, T, G, token, channel]
     return quantize_groups(tiles, bits, reach=KEY_REACH[bits])
+
+
+def normalize_keys(
+    key: torch.Tensor, key_norm: torch.Tensor | None = None, key_mean: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(key - key_mean) / key_norm in float32: `key [B, Hkv, N, D]`, norm and mean `[B, Hkv, 1, D]`."""
+    key = key.float() if key_mean is None else key.float() - key_mean
+    return key if key_norm is None else key / key_norm
+
+
+def rotate(numbers: torch.Tensor) -> torch.Tensor:
+    """
+    `numbers [..., D]` times a fixed orthogonal matrix, and back again when applied twice: Hadamard's, of as many
+    channels as the largest power of two that divides D [ours, after QuaRot, arXiv 2404.00456].
+
+    q.k stays what it was where both are rotated, and a channel that is much larger than the others of its group, whose
+    step they would all get, is spread over all of them.
+    """
+    width = numbers.shape[-1] & -numbers.shape[-1]
+    matrix = _hadamard(width, numbers.device)
+    return (numbers.float().unflatten(-1, (-1, width)) @ matrix).flatten(-2)
+
+
+@lru_cache(maxsize=16)
+def _hadamard(width: int, device: torch.device) -> torch.Tensor:
+    matrix = torch.full((1, 1), width**-0.5, dtype=torch.float32, device=device)
+    while len(matrix) < width:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix
 
 
 def quantize_values(
@@ -236,7 +268,8 @@ def quantize_values(
     """value / value_norm in groups of tokens: `value [B, Hkv, N, Dv]`, N a multiple of `GROUP`; see `value_norms`."""
     tiles = value.unflatten(2, (-1, GROUP))
     tiles = tiles if value_norm is None else tiles.float() / value_norm.float()[..., None]
-    return quantize_groups(tiles.transpose(-1, -2), bits, hybrid)  # [B, Hkv, T, Dv, 32]
+    # [B, Hkv, T, Dv, 32]
+    return quantize_groups(tiles.transpose(-1, -2), bits, hybrid, VALUE_REACH[bits])
 
 
 def value_norms(value: torch.Tensor, by_token: bool = True) -> torch.Tensor:
@@ -300,13 +333,19 @@ def dequantize(packed: PackedKV) -> tuple[torch.Tensor, torch.Tensor]:
     if packed.value_norm is not None:
         value = value * packed.value_norm[..., None]
     value = value.flatten(2, 3)  # [B, Hkv, N, Dv]
-    if packed.key_norm is not None:
-        key = key * packed.key_norm
-    if packed.key_mean is not None:
-        key = key + packed.key_mean
+    key = restore_keys(key, packed)
     if packed.alive is not None:
         key, value = key[:, :, packed.alive], value[:, :, packed.alive]
     return key, value
+
+
+def restore_keys(key: torch.Tensor, packed: PackedKV) -> torch.Tensor:
+    """The keys that `packed` holds as `key [B, Hkv, N, D]`."""
+    if packed.is_rotated:
+        key = rotate(key)
+    if packed.key_norm is not None:
+        key = key * packed.key_norm
+    return key if packed.key_mean is None else key + packed.key_mean
 
 
 # ---------------------------------------------------------------- attention on the packed groups
@@ -389,10 +428,8 @@ def _attend_packed(
     rows: torch.Tensor, packed: PackedKV, mask: torch.Tensor | None, softcap: float | None
 ) -> list[Partial]:
     """`rows [B, Hkv, M, D]` against the packed tokens, `CHUNK_TILES` tiles at a time."""
-    rows = fill_groups(rows)
-    common = 0 if packed.key_mean is None else rows @ packed.key_mean.transpose(-1, -2)  # [B, Hkv, M, 1]
-    if packed.key_norm is not None:
-        rows = rows * packed.key_norm  # q * n asks the stored k / n
+    common = 0 if packed.key_mean is None else fill_groups(rows) @ packed.key_mean.transpose(-1, -2)  # [B, Hkv, M, 1]
+    rows = rows_for_codes(rows, packed)
     rows = rows.unflatten(-1, (-1, GROUP))  # [B, Hkv, M, G, 32]
     row_sums = rows.sum(-1)
     parts = []
@@ -415,6 +452,13 @@ def _attend_packed(
         acc = (sums * step[:, :, None]).sum(3) + torch.einsum("bhmt,bhtd->bhmd", weights.sum(-1), offset)
         parts.append(Partial(m, l, acc))
     return parts
+
+
+def rows_for_codes(rows: torch.Tensor, packed: PackedKV) -> torch.Tensor:
+    """What `rows [B, Hkv, M, D]` of queries ask the stored keys with, float32 `[B, Hkv, M, G * 32]`: q * n for k / n."""
+    rows = fill_groups(rows.float())
+    rows = rows if packed.key_norm is None else rows * packed.key_norm
+    return rotate(rows) if packed.is_rotated else rows
 
 
 def _attend_exact(

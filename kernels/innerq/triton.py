@@ -21,7 +21,17 @@ import torch
 import triton
 import triton.language as tl
 
-from .reference import GROUP, KEY_REACH, SCALE_DTYPE, Packed, PackedKV, code_of_zero, fill_groups
+from .reference import (
+    GROUP,
+    KEY_REACH,
+    SCALE_DTYPE,
+    VALUE_REACH,
+    Packed,
+    PackedKV,
+    code_of_zero,
+    fill_groups,
+    rows_for_codes,
+)
 
 MAX_HEAD_DIM = 256  # beyond it, a program's tiles no longer fit in registers
 LOG2_E = tl.constexpr(1.4426950408889634)  # softmax in base 2: the hardware's exponential is exp2
@@ -119,7 +129,7 @@ def _add_keys(scores, value, norm, m, l, acc):
 
 @triton.jit
 def _attend_packed(
-    query, head, row, num_rows, scale, softcap, mask, m, l, acc,
+    query, rotated, head, row, num_rows, scale, softcap, mask, m, l, acc,
     key_words, key_scale, key_norm, key_mean, value_words, value_scale, value_zero, value_norm, first_tile, end_tile,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, KEY_BITS: tl.constexpr, VALUE_BITS: tl.constexpr,
     NORM_WIDTH: tl.constexpr,
@@ -136,7 +146,10 @@ def _attend_packed(
     common = tl.zeros([BLOCK_M], tl.float32)  # the logit of the keys' mean
     if key_mean is not None:
         common = tl.sum(rows * tl.load(key_mean + head * (NUM_GROUPS * 32) + channel, is_channel, 0.0)[None, :], 1)
-    if key_norm is not None:
+    if rotated is not None:  # with the norm
+        rows = rotated + row[:, None] * (NUM_GROUPS * 32) + channel[None, :]
+        rows = tl.load(rows, (row < num_rows)[:, None] & (channel < NUM_GROUPS * 32)[None, :], 0.0) * scale
+    elif key_norm is not None:
         rows *= tl.load(key_norm + head * (NUM_GROUPS * 32) + channel, is_channel, 0.0)[None, :]
     # Rows are scaled to 1 because q * n may be too large for float16, which is more exact than bfloat16 otherwise.
     size = tl.max(tl.abs(rows), 1)
@@ -210,7 +223,7 @@ def _attend_window(
 # Lengths change with every token; a kernel compiled for multiples of 16 would be compiled again on the way.
 @triton.jit(do_not_specialize=["num_tiles", "tiles_per_program", "num_sinks", "num_recent", "num_rows", "q_len"])
 def _attend_range(
-    query, key_words, key_scale, key_norm, key_mean, value_words, value_scale, value_zero, value_norm,
+    query, rotated, key_words, key_scale, key_norm, key_mean, value_words, value_scale, value_zero, value_norm,
     sink_key, sink_value, recent_key, recent_value, mask, part_out, part_lse,
     scale, softcap, num_tiles, tiles_per_program, num_sinks, num_recent, num_rows, q_len, kv_heads,
     key_words_stride, key_scale_stride, value_words_stride, value_scale_stride, value_norm_stride,
@@ -249,13 +262,15 @@ def _attend_range(
     else:
         if mask is not None:
             mask += num_sinks
+        if rotated is not None:
+            rotated += head * num_rows * (tl.cdiv(HEAD_DIM, 32) * 32)
         if value_zero is not None:
             value_zero += head * value_scale_stride
         if value_norm is not None:
             value_norm += head * value_norm_stride
         first_tile = (part - 1) * tiles_per_program
         m, l, acc = _attend_packed(
-            query, head, row, num_rows, scale, softcap, mask, m, l, acc,
+            query, rotated, head, row, num_rows, scale, softcap, mask, m, l, acc,
             key_words + head * key_words_stride, key_scale + head * key_scale_stride, key_norm, key_mean,
             value_words + head * value_words_stride, value_scale + head * value_scale_stride, value_zero, value_norm,
             first_tile, tl.minimum(first_tile + tiles_per_program, num_tiles),
@@ -358,12 +373,13 @@ def packed_attention(
     value_zero = None if packed.value.zero is None else packed.value.zero.flatten(0, 1)
     value_norm = None if packed.value_norm is None else packed.value_norm.flatten(0, 1)
     num_sinks, num_recent = sink_key.shape[2], recent_key.shape[2]
+    rotated = rows_for_codes(query.reshape(batch, kv_heads, num_rows, -1), packed) if packed.is_rotated else None
     part_out = query.new_empty(batch * kv_heads, num_parts, num_rows, value_dim, dtype=torch.float32)
     part_lse = query.new_empty(batch * kv_heads, num_parts, num_rows, dtype=torch.float32)
     out = query.new_empty(batch, heads, q_len, value_dim)
     with torch.cuda.device_of(query):  # Triton launches on the current device, not on its arguments'
         _attend_range[(num_parts, batch * kv_heads, row_blocks)](
-            query.contiguous(), key_words, key_scale, packed.key_norm, packed.key_mean,
+            query.contiguous(), rotated, key_words, key_scale, packed.key_norm, packed.key_mean,
             value_words, value_scale, value_zero, value_norm,
             sink_key.contiguous(), sink_value.contiguous(), recent_key.contiguous(), recent_value.contiguous(),
             _slot_mask(packed, key_mask, batch, num_sinks, num_recent), part_out, part_lse,
@@ -512,7 +528,7 @@ def quantize_values(
     """`reference.quantize_values`, bit for bit."""
     value_norm = None if value_norm is None else value_norm.expand(-1, -1, -1, GROUP).contiguous()
     tiles = value.unflatten(2, (-1, GROUP)).transpose(-1, -2)  # [B, Hkv, T, Dv, token]
-    words, scale, zero = _quantize(tiles.unsqueeze(3), bits, None, None, value_norm, hybrid, reach=1.0)
+    words, scale, zero = _quantize(tiles.unsqueeze(3), bits, None, None, value_norm, hybrid, VALUE_REACH[bits])
     return Packed(words.squeeze(3), scale.squeeze(3), None if zero is None else zero.squeeze(3))
 
 
@@ -547,16 +563,16 @@ def example_calls() -> None:
     """Calls on tensors without data that launch every kernel, in every configuration that there is."""
     tokens, kv_heads = 4096, 8
     empty = partial(torch.empty, device="meta")
-    for dtype, dim, rows, key_bits, value_bits, hybrid, masked in (
-        (torch.bfloat16, 128, 4, 4, 3, False, False),
-        (torch.bfloat16, 128, 4, 3, 3, False, False),
-        (torch.bfloat16, 128, 8, 3, 2, True, True),
-        (torch.float16, 128, 32, 4, 4, True, True),
-        (torch.float16, 64, 8, 2, 2, False, False),
-        (torch.bfloat16, 96, 24, 3, 3, False, True),
-        (torch.float16, 80, 1, 4, 3, False, False),
-        (torch.bfloat16, 256, 8, 4, 3, False, False),
-        (torch.bfloat16, 256, 64, 4, 2, True, True),
+    for dtype, dim, rows, key_bits, value_bits, hybrid, masked, is_rotated in (
+        (torch.bfloat16, 128, 4, 4, 3, False, False, False),
+        (torch.bfloat16, 128, 4, 3, 3, False, False, False),
+        (torch.bfloat16, 128, 8, 3, 2, True, True, False),
+        (torch.float16, 128, 32, 4, 4, True, True, True),
+        (torch.float16, 64, 8, 2, 2, False, False, False),
+        (torch.bfloat16, 96, 24, 3, 3, False, True, True),
+        (torch.float16, 80, 1, 4, 3, False, False, False),
+        (torch.bfloat16, 256, 8, 4, 3, False, False, True),
+        (torch.bfloat16, 256, 64, 4, 2, True, True, False),
     ):
         value = empty(1, kv_heads, tokens, dim, dtype=dtype)
         key, norm = fill_groups(value), fill_groups(empty(1, kv_heads, 1, dim, dtype=torch.float32))
@@ -569,6 +585,7 @@ def example_calls() -> None:
             norm,
             None,
             value_norm,
+            is_rotated,
         )
         query = empty(1, kv_heads * rows, 1, dim, dtype=dtype)
         sink, recent = (empty(1, kv_heads, n, dim, dtype=dtype) for n in (32, 97))

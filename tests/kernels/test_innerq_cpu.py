@@ -94,6 +94,14 @@ def test_values_are_multiplied_by_the_norm_of_their_token_or_tile(packed, query,
         assert torch.equal(got, plain)
 
 
+@pytest.mark.parametrize("head_dim, q_len", [(64, 1), (80, 3)])
+def test_rotated_keys_are_asked_by_rotated_queries(head_dim, q_len, one_thread):
+    packed = replace(make_packed(2, 2, 17, head_dim, 64), is_rotated=True)
+    check(normal(2, 6, q_len, head_dim, seed=3), packed, windows(packed, head_dim=head_dim))
+    for got, plain in zip(cpu.dequantize(packed), reference.dequantize(packed), strict=True):
+        torch.testing.assert_close(got, plain, rtol=1e-6, atol=1e-6)
+
+
 def test_logits_far_beyond_the_cap_are_the_cap(packed, query):
     check(query * 1e4, packed, windows(packed), softcap=3.0)
 

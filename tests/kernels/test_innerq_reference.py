@@ -102,6 +102,36 @@ def test_the_reach_of_keys_lowers_their_error(bits):
     torch.testing.assert_close(largest, tiles.abs().amax(-1) * reference.KEY_REACH[bits], rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("width", [32, 64, 80, 96, 128, 256])
+def test_a_rotation_keeps_products_and_undoes_itself(width):
+    query, key = random_groups(3, width).flatten(1), random_groups(3, width, seed=1).flatten(1)
+    torch.testing.assert_close(reference.rotate(query) @ reference.rotate(key).T, query @ key.T, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(reference.rotate(reference.rotate(key)), key, rtol=1e-5, atol=1e-5)
+
+
+def test_a_rotation_spreads_a_channel_that_is_much_larger_than_the_others():
+    key = random_groups(2, 2, 640, 2).flatten(-2)
+    key[..., 3] *= 10
+
+    def error(keys):
+        kept = reference.dequantize_groups(reference.quantize_keys(keys, 3)).transpose(3, 4).flatten(-2).flatten(2, 3)
+        return float((kept - keys).norm() / keys.norm())
+
+    assert error(reference.rotate(key)) < 0.65 * error(key)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_reach_of_values_lowers_their_error(bits):
+    value = random_groups(1, 1, 640, 2).flatten(-2)
+    tiles = value.unflatten(2, (-1, GROUP)).transpose(-1, -2)
+    whole, saturated = reference.quantize_groups(tiles, bits), reference.quantize_values(value, bits)
+
+    def error(packed):
+        return (reference.dequantize_groups(packed) - tiles).square().mean()
+
+    assert error(saturated) <= error(whole) * {2: 0.85, 3: 1.0, 4: 1.0}[bits]
+
+
 def test_normalization_keeps_a_silent_channel_finite():
     key = torch.randn(1, 1, 64, 64)
     key[..., 3] = 0
@@ -110,14 +140,18 @@ def test_normalization_keeps_a_silent_channel_finite():
     assert torch.isfinite(reference.dequantize_groups(packed)).all()
 
 
-def make_packed(batch, kv_heads, tiles, head_dim, value_dim, *, normalize, hybrid, seed=0) -> PackedKV:
-    generator = torch.Generator().manual_seed(seed)
+def make_packed(batch, kv_heads, tiles, head_dim, value_dim, *, normalize, hybrid, is_rotated=False) -> PackedKV:
+    generator = torch.Generator().manual_seed(0)
     key = torch.randn(batch, kv_heads, tiles * GROUP, head_dim, generator=generator)
     value = torch.randn(batch, kv_heads, tiles * GROUP, value_dim, generator=generator)
     mean = reference.channel_mean(key) if normalize else None
     norm = reference.channel_norm(key, mean) if normalize else None
     values = reference.quantize_values(value, 2 if hybrid else 3, hybrid)
-    return PackedKV(reference.quantize_keys(key, 3, norm, mean), values, norm, mean)
+    if is_rotated:
+        keys = reference.quantize_keys(reference.rotate(reference.normalize_keys(key, norm, mean)), 3)
+    else:
+        keys = reference.quantize_keys(key, 3, norm, mean)
+    return PackedKV(keys, values, norm, mean, is_rotated=is_rotated)
 
 
 def attention_in_float64(query, key, value, *, scale, key_mask, sinks, softcap):
@@ -191,10 +225,11 @@ def test_silent_tokens_stay_silent_and_infinite_ones_harm_no_other():
 
 @pytest.mark.parametrize("head_dim, value_dim", [(64, 64), (96, 96), (128, 128), (256, 256), (96, 80)])
 @pytest.mark.parametrize("ratio", [1, 2, 4, 8])
-@pytest.mark.parametrize("q_len", [1, 5])
-def test_packed_attention_equals_attention_on_dequantized_tokens(head_dim, value_dim, ratio, q_len):
+@pytest.mark.parametrize("q_len, is_rotated", [(1, False), (5, False), (5, True)])
+def test_packed_attention_equals_attention_on_dequantized_tokens(head_dim, value_dim, ratio, q_len, is_rotated):
     batch, kv_heads, tiles = 2, 2, 3
-    packed = make_packed(batch, kv_heads, tiles, head_dim, value_dim, normalize=True, hybrid=ratio % 4 == 0)
+    options = dict(normalize=True, hybrid=ratio % 4 == 0, is_rotated=is_rotated)
+    packed = make_packed(batch, kv_heads, tiles, head_dim, value_dim, **options)
     generator = torch.Generator().manual_seed(1)
     sink, recent = (
         tuple(torch.randn(batch, kv_heads, n, d, generator=generator) for d in (head_dim, value_dim)) for n in (7, 41)

@@ -115,6 +115,12 @@ def test_values_are_multiplied_by_the_norm_of_their_token_or_tile(device, genera
     check(device, query, replace(packed, value_norm=norm), exact, tolerance=2e-2)
 
 
+@pytest.mark.parametrize("head_dim, ratio, q_len", [(64, 4, 1), (80, 3, 2)])
+def test_rotated_keys_are_asked_by_rotated_queries(device, generator, head_dim, ratio, q_len):
+    query, packed, exact = make_case(generator, head_dim=head_dim, ratio=ratio, q_len=q_len, tiles=5)
+    check(device, query, replace(packed, is_rotated=True), exact)
+
+
 @pytest.mark.parametrize("sinks, tiles, recent", [(0, 1, 1), (1, 2, 2), (32, 3, 63), (64, 4, 64), (65, 5, 127)])
 def test_lengths_around_a_block_are_attended_whole(device, generator, sinks, tiles, recent):
     check(device, *make_case(generator, head_dim=64, tiles=tiles, sinks=sinks, recent=recent, ratio=2))
