@@ -4,7 +4,9 @@ import itertools
 import json
 import pkgutil
 import random
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,14 +15,15 @@ from transformers import DynamicCache, TrainingArguments
 
 from hf_infeco import CACHE_NAME
 from hf_infeco.sidequest import CursorMap, Record, SideQuestResult, ToolFormat, evict, fork, parse_command
-from hf_infeco.sidequest.chat import ChatFormat
+from hf_infeco.sidequest.packed_attention import as_mask
 from hf_infeco.training.sidequest import RecipeConfig, recipe
 from hf_infeco.training.sidequest.evaluate import as_entry, summary
 from hf_infeco.training.sidequest.labels import expired, last_uses
-from hf_infeco.training.sidequest.packing import as_mask, pack
+from hf_infeco.training.sidequest.lines import add_line, whole_lines
+from hf_infeco.training.sidequest.packing import pack
 from hf_infeco.training.sidequest.samples import SideSample, Trace, label
 from hf_infeco.training.sidequest.tasks import named
-from hf_infeco.training.sidequest.train import SIDE, SideTrainer, active, add_side_adapter, train
+from hf_infeco.training.sidequest.train import SIDE, SideTrainer, accumulation, active, add_side_adapter, train
 from hf_infeco.training.testbed.agent.tasks import make_task
 
 from ..sidequest.agents import model, tokenizer
@@ -122,7 +125,8 @@ def test_only_what_the_side_thread_says_is_a_target():
 def test_a_packed_row_computes_what_a_cache_that_is_forked_and_evicted_does():
     """The main thread read turn by turn; cursor 0 evicted before turn 3; each side thread on a fork of the cache."""
     agent, packed = model().float(), pack(tokenizer(), trace(), TRIGGER, FORMAT)
-    cursors, chat = CursorMap.from_messages(tokenizer(), TALK), ChatFormat(tokenizer(), FORMAT)
+    cursors = CursorMap.from_messages(tokenizer(), TALK)
+    chat = cursors.chat
     with torch.no_grad():
         mask = as_mask(packed.sees, torch.float32)
         together = agent(packed.ids[None], position_ids=packed.positions[None], attention_mask=mask).logits[0]
@@ -193,6 +197,40 @@ def test_distillation_holds_the_main_thread(tmp_path):
     assert losses[500.0] > losses[0.0] + 1
 
 
+def test_a_main_thread_read_in_parts_gives_the_same_loss(tmp_path, monkeypatch):
+    packed = pack(tokenizer(), trace(), TRIGGER, FORMAT)
+    losses = []
+    for chunk in (10**6, 16):
+        monkeypatch.setattr("hf_infeco.training.sidequest.train.CHUNK", chunk)
+        trainer, made = side_trainer(replace(LITTLE, agent_adapter="agent"), tmp_path)
+        with active(made, ("agent", SIDE)):
+            losses.append(trainer.compute_loss(made, {"packed": packed}))
+    assert packed.main > 2 * 16
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("processes", "each"), [(1, 4), (2, 2), (4, 1)])
+def test_a_step_has_the_same_traces_on_any_number_of_processes(processes, each, tmp_path, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def seen(recipe, args, **kwargs):
+        raise Seen(args.gradient_accumulation_steps * args.per_device_train_batch_size)
+
+    monkeypatch.setattr("hf_infeco.training.sidequest.train.SideTrainer", seen)
+    monkeypatch.setattr(
+        "hf_infeco.training.sidequest.train.PartialState", lambda: SimpleNamespace(num_processes=processes)
+    )
+    config = replace(LITTLE, batch=4)
+    with pytest.raises(Seen, match=str(each)):
+        train(add_side_adapter(model(), config), tokenizer(), [trace()], FORMAT, config, tmp_path, bf16=False)
+
+
+def test_traces_that_processes_cannot_share_evenly_are_refused():
+    with pytest.raises(ValueError, match=r"batch=4 traces in a step cannot be shared evenly by 3 processes"):
+        accumulation(replace(LITTLE, batch=4), 3)
+
+
 def test_training_changes_the_side_adapter_and_nothing_else(tmp_path):
     config = replace(LITTLE, agent_adapter="agent")
     made = add_side_adapter(agent_model(), config)
@@ -261,6 +299,50 @@ def test_a_run_stopped_after_each_stage_ends_as_one_that_was_not(base, tmp_path,
     recipe.run_recipe(base, STAGED, parts)
     for name in ("adapter_model.safetensors", "evaluation.json", "infeco_config.json"):
         assert (whole / name).read_bytes() == (parts / "adapter" / name).read_bytes(), name
+
+
+def test_runs_killed_in_the_middle_of_a_line_go_on_behind_the_last_whole_one(base, tmp_path, monkeypatch):
+    """With evaluation as it is, and with what a kill leaves: half a line at the end of a file."""
+    folder = tmp_path / "run"
+    report = (recipe.run_recipe(base, STAGED, folder) / "evaluation.json").read_bytes()
+    files = [folder / "rollouts.jsonl", *sorted((folder / "evaluation").iterdir())]
+    before = [path.read_bytes() for path in files]
+    assert len(files) == 4
+    for path, whole in zip(files, before):
+        path.write_bytes(whole[: -len(whole.splitlines()[-1]) // 2])
+    for made in ("traces", "adapter"):
+        shutil.rmtree(folder / made)
+    assert (recipe.run_recipe(base, STAGED, folder) / "evaluation.json").read_bytes() == report
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_whole_lines_cut_off_a_torn_one(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    assert whole_lines(path) == []
+    for value in ([1], {"a": "Zürich\u2028"}):
+        add_line(path, value)
+    with path.open("a") as file:
+        file.write('[{"kind": "2 x 2')
+    assert whole_lines(path) == [[1], {"a": "Zürich\u2028"}]
+    add_line(path, 3)
+    assert whole_lines(path) == [[1], {"a": "Zürich\u2028"}, 3]
+
+
+def test_the_card_names_the_model_and_no_folder_of_this_machine(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "evaluate", measured)
+    out = recipe.run_recipe(base, STAGED, tmp_path / "run")
+    text = (out / "README.md").read_text()
+    assert "base_model: base\n" in text and str(tmp_path) not in text and "tmp" not in text
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
+
+
+def test_a_base_model_is_called_as_the_agents_adapter_calls_it(tmp_path):
+    agent = agent_model()
+    agent.peft_config["agent"].base_model_name_or_path = "somebody/chat"
+    assert recipe.base_name(agent) == "somebody/chat"
+    hub = model()
+    hub.name_or_path = "somebody/other"
+    assert recipe.base_name(hub) == "somebody/other"
 
 
 def stop_after(patch, path, calls):

@@ -80,6 +80,13 @@ def with_side(agent: PreTrainedModel, folder: Path) -> PeftModel:
     return PeftModel.from_pretrained(agent, str(folder), adapter_name=SIDE).eval()
 
 
+def base_name(agent: PreTrainedModel) -> str:
+    """How others call the base model: as the agent's adapter does; without one by its name, or that of its folder."""
+    if isinstance(agent, PeftModel):
+        return str(agent.peft_config["agent"].base_model_name_or_path)
+    return Path(agent.name_or_path).name if Path(agent.name_or_path).is_dir() else agent.name_or_path
+
+
 def _same_settings(config: RecipeConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -112,6 +119,7 @@ def _traces(agent, tokenizer, tool_format, config: RecipeConfig, folder: Path) -
 def _train(agent, tokenizer, tool_format, config: RecipeConfig, traces: list[Trace], folder: Path) -> None:
     transformers.set_seed(config.seed)  # however much of it the stages before have used
     model = add_side_adapter(agent, config)
+    model.peft_config[SIDE].base_model_name_or_path = base_name(agent)
     state = folder / "state"
     trainer = train(model, tokenizer, traces, tool_format, config, state)
     if not trainer.is_world_process_zero():
@@ -128,7 +136,8 @@ def _train(agent, tokenizer, tool_format, config: RecipeConfig, traces: list[Tra
 def _evaluate(model: str, tool_format: ToolFormat, config: RecipeConfig, folder: Path) -> None:
     out = folder / "adapter"
     agent, tokenizer = load_agent(model, config)
+    name = base_name(agent)
     report = evaluate(with_side(agent, out), tokenizer, tool_format, config, folder / "evaluation")
     plot(report, out / "evaluation.svg")
-    (out / "README.md").write_text(card(model, config, report, folder.name))
+    (out / "README.md").write_text(card(name, config, report))
     (out / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
