@@ -105,7 +105,7 @@ class ForeseenThreads(PackedThreads):
     def forward(
         self, feeds: Sequence[Feed], positions: list[int], ends: list[int], sees: Tensor | None
     ) -> list[Tensor]:
-        """One-hot, and as short as can be."""
+        """One-hot; 0 where nothing is to be written."""
         wanted = {}
         for (thread, added), end in zip(feeds, ends, strict=True):
             behind = thread.position + len(added)
@@ -121,7 +121,8 @@ class ForeseenThreads(PackedThreads):
         tokens = [token for _, added in feeds for token in added]
         adapters = [(thread.adapters, len(added)) for thread, added in feeds]
         self.steps.append(Step(tokens, positions, sees, adapters, wanted))
-        return [F.one_hot(torch.tensor(wanted.get(end - 1, 0), device="cpu")).float() for end in ends]
+        said = torch.tensor([wanted.get(end - 1, 0) for end in ends], dtype=torch.long, device="cpu")
+        return list(F.one_hot(said).float())
 
     def computed(self) -> Iterator[tuple[list[int], Tensor]]:
         """By forward, the tokens that should be written and the model's logits `[tokens, V]` for them."""

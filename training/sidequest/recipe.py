@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from hf_infeco.sidequest import ToolFormat
 
+from ..testbed.facts import call_base
 from .card import card
 from .config import RecipeConfig
 from .evaluate import evaluate, plot
@@ -118,14 +119,15 @@ def _traces(agent, tokenizer, tool_format, config: RecipeConfig, folder: Path) -
 
 def _train(agent, tokenizer, tool_format, config: RecipeConfig, traces: list[Trace], folder: Path) -> None:
     transformers.set_seed(config.seed)  # however much of it the stages before have used
+    name = base_name(agent)
     model = add_side_adapter(agent, config)
-    model.peft_config[SIDE].base_model_name_or_path = base_name(agent)
     state = folder / "state"
     trainer = train(model, tokenizer, traces, tool_format, config, state)
     if not trainer.is_world_process_zero():
         return
     part = folder / "adapter.part"
     model.to(agent.dtype).save_pretrained(part, selected_adapters=[SIDE])
+    call_base(part / SIDE, name)
     config.save_pretrained(part / SIDE)
     (part / SIDE / "training.json").write_text(json.dumps(trainer.state.log_history, indent=2) + "\n")
     (part / SIDE).rename(folder / "adapter")

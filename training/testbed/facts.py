@@ -1,4 +1,4 @@
-"""What is written beside a trained model: how it was trained, and with what."""
+"""What is written beside a trained model: how it was trained, with what, and on top of what."""
 
 import json
 import platform
@@ -21,3 +21,10 @@ def write_training(folder: Path, facts: dict[str, Any], device: torch.device) ->
     facts = {**facts, **versions, "device": hf_infeco.describe_device(device)}
     (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts
+
+
+def call_base(folder: Path, name: str) -> None:
+    """Has the adapter in `folder` call its base model by this name, whatever its path on this machine was."""
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": name}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

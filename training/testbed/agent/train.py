@@ -7,7 +7,6 @@ from its last checkpoint in `--state`.
 """
 
 import argparse
-import json
 import random
 import time
 from pathlib import Path
@@ -30,7 +29,7 @@ from hf_infeco.sidequest import CursorMap
 
 from ...sidequest.config import LINEAR
 from ...sidequest.rollouts import written
-from ..facts import write_training
+from ..facts import call_base, write_training
 from .tasks import make_task
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -136,10 +135,7 @@ def save(model: PeftModel, out: Path) -> None:
     """Writes the adapter in bfloat16 to `out`, without the path of the base model on this machine."""
     model.to(torch.bfloat16).save_pretrained(out)
     (out / "adapter_model.safetensors").chmod(0o644)
-    path = out / "adapter_config.json"
-    config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = BASE
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    call_base(out, BASE)
 
 
 def main() -> None:
