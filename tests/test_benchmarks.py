@@ -157,6 +157,20 @@ def test_without_its_adapters_sidequest_tells_so_before_it_fetches_a_model(tmp_p
     assert "no adapter in" in output and "--model" in output
 
 
+def test_sidequest_loads_both_adapters_onto_the_model_that_is_fetched(tmp_path, monkeypatch):
+    from hf_infeco.benchmarks.sidequest import suite
+
+    agents.model(layers=2).float().save_pretrained(tmp_path)
+    agents.tokenizer().save_pretrained(tmp_path)
+    agents.adapted().save_pretrained(tmp_path)
+    monkeypatch.setattr(suite, "ADAPTERS", (tmp_path / "agent", tmp_path / "side"))
+    monkeypatch.setattr(suite, "fetch", lambda name: tmp_path)
+    loaded = suite.load(Run("cpu", suite.find_model(None), Path(), suite.load))
+    assert set(loaded.model.peft_config) == {"agent", "side"}
+    assert (loaded.settings.main_adapters, loaded.settings.side_adapters) == (("agent",), ("agent", "side"))
+    assert loaded.settings.max_new_tokens == loaded.settings.max_side_tokens == 256
+
+
 def test_another_model_goes_to_the_device_of_the_run(on_a_model):
     """ "meta" stands for any device that is not the one where models are loaded."""
     from hf_infeco.benchmarks.sidequest import suite

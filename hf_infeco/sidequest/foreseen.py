@@ -110,7 +110,9 @@ class ForeseenThreads(PackedThreads):
         for (thread, added), end in zip(feeds, ends, strict=True):
             behind = thread.position + len(added)
             if thread.parent is not None:
-                wanted[end - 1] = next(self.side)
+                wanted[end - 1] = next(self.side, -1)
+                if wanted[end - 1] < 0:  # what ends a message in this chat template ends no thread
+                    raise OtherCourse
             elif added != self.ids[thread.position : behind]:
                 raise OtherCourse
             elif behind in self.written:

@@ -6,7 +6,7 @@ import torch
 from hf_infeco.sidequest import H2O, CursorMap, KeepAll, SideQuestConfig, SideQuestSession, replay
 from hf_infeco.sidequest.config import TRIGGER
 from hf_infeco.sidequest.conversation import Conversation
-from hf_infeco.sidequest.foreseen import ForeseenThreads
+from hf_infeco.sidequest.foreseen import ForeseenThreads, OtherCourse
 from hf_infeco.sidequest.session import drive
 
 from .agents import QUESTION, adapted, call, fail, find, model, session, tokenizer
@@ -90,6 +90,15 @@ def test_a_conversation_that_goes_as_foreseen_is_told_as_if_it_had_been_run():
 @pytest.mark.parametrize("at", ["main", "side"])
 def test_one_other_token_of_any_thread_is_another_course(at):
     assert replay(plain_session(knowing(at=at)), QUESTION, EXPECTED[2:], says) is None
+
+
+def test_a_side_thread_that_does_not_end_with_its_message_is_another_course():
+    other = plain_session(knowing())
+    threads = ForeseenThreads(other, CursorMap.from_messages(tokenizer(), EXPECTED), says)
+    main = threads.open(())
+    side = threads.fork(main, ())
+    with pytest.raises(OtherCourse):
+        threads.step([(side, [1])])
 
 
 def test_other_results_of_tools_and_other_ways_to_decode_are_another_course():

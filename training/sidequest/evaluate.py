@@ -84,13 +84,15 @@ def measure(
 
 def _results(sessions: list[SideQuestSession], batch: list[AgentTask]) -> list[SideQuestResult | ContextFull]:
     """What the sessions come to; those that do not go as foreseen are run, in one batch if they can."""
-    found = [_foreseen(session, task) for session, task in zip(sessions, batch)]
-    left = [(session, task) for session, task, result in zip(sessions, batch, found) if result is None]
-    if any(session.waits for session, _ in left):
-        ran = iter([_alone(session, task) for session, task in left])
+    results: list[Any] = [_foreseen(session, task) for session, task in zip(sessions, batch)]
+    left = [at for at, result in enumerate(results) if result is None]
+    if any(session.waits for session in sessions):
+        ran = [_alone(sessions[at], batch[at]) for at in left]
     else:
-        ran = iter(run_many(*map(list, zip(*((session, task.messages) for session, task in left)))) if left else [])
-    return [result or next(ran) for result in found]
+        ran = run_many([sessions[at] for at in left], [batch[at].messages for at in left]) if left else []
+    for at, result in zip(left, ran):
+        results[at] = result
+    return results
 
 
 def _foreseen(session: SideQuestSession, task: AgentTask) -> SideQuestResult | None:
