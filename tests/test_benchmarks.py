@@ -1,6 +1,7 @@
 """What all benchmarks share, each run on inputs so short that the numbers only show that everything runs."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +12,7 @@ from hf_infeco.benchmarks.measuring import MODEL
 from hf_infeco.benchmarks.real import fetch
 from hf_infeco.benchmarks.s2o.rules import RULES
 from hf_infeco.benchmarks.sidequest.policies import BASELINES
-from hf_infeco.benchmarks.suite import Suite, run
+from hf_infeco.benchmarks.suite import Run, Suite, run
 from hf_infeco.cli import app
 
 from .sidequest import agents
@@ -150,6 +151,44 @@ def test_an_unknown_part_is_named_with_those_there_are(name, tmp_path):
 @pytest.mark.parametrize("name", [name for name in SUITES if name not in ("real", "flying", "sidequest")])
 def test_a_folder_without_the_model_is_told_the_way_out(name, tmp_path):
     assert "--model" in bench(name, "--model", tmp_path, "--out", tmp_path / "x.json", exit_code=2)
+
+
+def test_without_its_adapters_sidequest_tells_so_before_it_fetches_a_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_infeco.benchmarks.sidequest.suite.ADAPTERS", (tmp_path / "agent", tmp_path / "side"))
+    monkeypatch.setattr("hf_infeco.benchmarks.sidequest.suite.fetch", lambda name: pytest.fail("fetched"))
+    output = " ".join(bench("sidequest", "--quick", "--out", tmp_path / "x.json", exit_code=2).split())
+    assert "no adapter in" in output and "--model" in output
+
+
+def test_sidequest_loads_both_adapters_onto_the_model_that_is_fetched(tmp_path, monkeypatch):
+    from hf_infeco.benchmarks.sidequest import suite
+
+    agents.model(layers=2).float().save_pretrained(tmp_path)
+    agents.tokenizer().save_pretrained(tmp_path)
+    agents.adapted().save_pretrained(tmp_path)
+    monkeypatch.setattr(suite, "ADAPTERS", (tmp_path / "agent", tmp_path / "side"))
+    monkeypatch.setattr(suite, "fetch", lambda name: tmp_path)
+    loaded = suite.load(Run("cpu", suite.find_model(None), Path(), suite.load))
+    assert set(loaded.model.peft_config) == {"agent", "side"}
+    assert (loaded.settings.main_adapters, loaded.settings.side_adapters) == (("agent",), ("agent", "side"))
+    assert loaded.settings.max_new_tokens == loaded.settings.max_side_tokens == 256
+
+
+def test_another_model_goes_to_the_device_of_the_run(on_a_model):
+    """ "meta" stands for any device that is not the one where models are loaded."""
+    from hf_infeco.benchmarks.sidequest import suite
+
+    loaded = suite.load(Run("meta", Path(on_a_model["sidequest"][1]), Path(), suite.load))
+    assert loaded.model.device.type == "meta"
+
+
+@pytest.mark.parametrize(("package", "extra"), [("datasets", "train"), ("gguf", "real"), ("matplotlib", "bench")])
+def test_the_extra_that_brings_a_missing_package_is_named(package, extra, monkeypatch):
+    def missing(*args):
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setattr("hf_infeco.benchmarks.suite.run", missing)
+    assert f"hf_infeco[{extra}]" in bench("sidequest", exit_code=2)
 
 
 def test_without_a_registry_the_way_out_is_told(tmp_path, monkeypatch):

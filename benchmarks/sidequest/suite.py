@@ -3,17 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_infeco.sidequest import SideQuestConfig, ToolFormat
-from hf_infeco.training.sidequest.evaluate import Agent
+from hf_infeco.training.sidequest import RecipeConfig
+from hf_infeco.training.sidequest.evaluate import Agent, session_settings
+from hf_infeco.training.sidequest.recipe import load_agent, with_side
 
 from ..measuring import MODELS
 from ..real.fetch import fetch
 from ..suite import Run, Suite
 from .policies import measure_baselines, measure_policies
 from .report import TABLES
+
+ADAPTERS = (MODELS / "agent", MODELS / "sidequest")
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,18 @@ class Extent:
 
 def find_model(name: str | None) -> Path | None:
     """A folder with another model; None is the bundled agent."""
-    if name and not (Path(name) / "config.json").is_file():
+    if name is None:
+        if missing := [str(folder) for folder in ADAPTERS if not (folder / "adapter_config.json").is_file()]:
+            raise ValueError(
+                f"There is no adapter in {' and '.join(missing)}: run from a clone, train them as docs/sidequest.md "
+                "says, or name the folder of a chat model with --model."
+            )
+        return None
+    if not (Path(name) / "config.json").is_file():
         raise ValueError(
             f"There is no model in {name}: name the folder of a chat model with --model, or leave it out."
         )
-    return Path(name) if name else None
+    return Path(name)
 
 
 def load(run: Run) -> Agent:
@@ -39,15 +49,11 @@ def load(run: Run) -> Agent:
     if run.model is not None:
         model = AutoModelForCausalLM.from_pretrained(run.model, dtype="auto")
         settings = SideQuestConfig(max_new_tokens=16, max_side_tokens=16)
-        return Agent(model.eval(), AutoTokenizer.from_pretrained(run.model), ToolFormat(), settings)
+        return Agent(model.eval().to(run.device), AutoTokenizer.from_pretrained(run.model), ToolFormat(), settings)
     folder = fetch("smollm2")
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
-    model = PeftModel.from_pretrained(base, MODELS / "agent", adapter_name="agent")
-    model.load_adapter(str(MODELS / "sidequest"), adapter_name="side")
-    settings = SideQuestConfig(
-        main_adapters=("agent",), side_adapters=("agent", "side"), max_new_tokens=256, max_side_tokens=256
-    )
-    return Agent(model.eval().to(run.device), AutoTokenizer.from_pretrained(folder), ToolFormat(), settings)
+    config = RecipeConfig(agent_adapter=str(ADAPTERS[0]), max_new_tokens=256)
+    agent, tokenizer = load_agent(str(folder), config)
+    return Agent(with_side(agent, ADAPTERS[1]), tokenizer, ToolFormat(), session_settings(config))
 
 
 SUITE = Suite(

@@ -19,6 +19,8 @@ Plot = Annotated[bool, typer.Option("--plot", help="Draw the results too; needs 
 Out = Annotated[Path | None, typer.Option(help="The JSON file that is written.")]
 Model = Annotated[str | None, typer.Option(help="A folder with another model; real also takes gemma3 and the Hub's.")]
 
+EXTRAS = {"gguf": "real", "aiconfigurator_core": "aic", "datasets": "train"}  # by package; else the extra is bench
+
 
 def _command(name: str) -> Callable[..., None]:
     def measure(
@@ -30,7 +32,7 @@ def _command(name: str) -> Callable[..., None]:
         try:
             written = run(load(name), chosen, quick, out, plot, model)
         except ModuleNotFoundError as error:
-            extra = "real" if error.name == "gguf" else "aic" if "aiconf" in str(error.name) else "bench"
+            extra = EXTRAS.get(str(error.name).partition(".")[0], "bench")
             raise typer.BadParameter(f"{error.name} is missing: pip install 'hf_infeco[{extra}]'") from error
         except (ConnectionError, ValueError) as error:
             raise typer.BadParameter(str(error)) from error

@@ -31,7 +31,7 @@ def evict(cache: Cache, spans: Iterable[Span]) -> None:
     Raises:
         ValueError: for a span that is not within the tokens seen, and for a cache that cannot drop tokens.
     """
-    rows, seen = rows_and_positions(cache) or (1, 0)
+    rows, seen = rows_and_positions(cache) or (1, cache.get_seq_length())
     mask = torch.ones(rows, seen, dtype=torch.bool, device="cpu")
     for begin, end in spans:
         if not 0 <= begin <= end <= seen:

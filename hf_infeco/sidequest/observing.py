@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 
 from .. import compat
 from ..attention import ATTENTION_NAME, infeco_attention, infeco_mask, switch_attention
@@ -20,15 +20,21 @@ Watch = Callable[[int, Tensor, Tensor, float], None]  # layer, query [H, q_len, 
 
 
 def watch_attention(model: PreTrainedModel, watch: Watch, edits: Edits) -> None:
-    """Has `watch` called with each layer's queries and keys, heads repeated, until `edits` are undone."""
+    """
+    Has `watch` called with each layer's queries and keys, heads repeated, until `edits` are undone. Sliding windows
+    are not watched: they forget by themselves, and nobody drops their tokens.
+    """
     AttentionInterface.register(OBSERVED_NAME, observed_attention)
     AttentionMaskInterface.register(OBSERVED_NAME, infeco_mask)
     decoder = compat.decoder_of(model)
     if compat.attention_name(decoder) != ATTENTION_NAME:
         switch_attention(model, edits)
     edits.set_attention(decoder, OBSERVED_NAME)
+    layers = DynamicCache(config=decoder.config).layers
+    windows = {index for index, layer in enumerate(layers) if compat.is_window_layer(layer)}
     for module in compat.self_attention(decoder):
-        edits.set_attribute(module, WATCH_ATTRIBUTE, watch)
+        if module.layer_idx not in windows:
+            edits.set_attribute(module, WATCH_ATTRIBUTE, watch)
 
 
 def observed_attention(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -47,3 +48,9 @@ def packed_attention(
     mask = attention_mask.repeat(1, 1, groups, 1)
     out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
     return out.reshape(batch, heads, q_len, -1).transpose(1, 2).contiguous(), None
+
+
+def as_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """Which tokens (columns) each token (rows) sees, bool, as what is added to scores, `[1, 1, rows, columns]`."""
+    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+    return mask.masked_fill_(~sees, torch.finfo(dtype).min)[None, None]

@@ -96,14 +96,14 @@ class SideQuestSession:
         threads = SeparateThreads(self.model) if self.waits else PackedThreads(self.model)
         try:
             conversation = Conversation(self, threads, messages, streamer, on_event)
-            _drive(threads, [conversation])
+            drive(threads, [conversation])
         finally:
             threads.finish()
             if streamer is not None:
                 streamer.end()
         if conversation.failure is not None:
             raise conversation.failure
-        return _result(conversation)
+        return result_of(conversation)
 
     @property
     def waits(self) -> bool:
@@ -121,7 +121,7 @@ class SideQuestSession:
         return torch.Generator(self.model.device).manual_seed(self.config.seed)
 
 
-def _drive(threads: Threads, conversations: Sequence[Conversation]) -> None:
+def drive(threads: Threads, conversations: Sequence[Conversation]) -> None:
     """Takes conversations to their ends, all that they ask for at a time in one step."""
     while running := [conversation for conversation in conversations if not conversation.is_done]:
         asked = [conversation.requests() for conversation in running]
@@ -152,11 +152,11 @@ def run_many(
     try:
         paired = zip(sessions, conversations, strict=True)
         running = [Conversation(session, threads, messages) for session, messages in paired]
-        _drive(threads, running)
+        drive(threads, running)
     finally:
         threads.finish()
-    return [conversation.failure or _result(conversation) for conversation in running]
+    return [conversation.failure or result_of(conversation) for conversation in running]
 
 
-def _result(conversation: Conversation) -> SideQuestResult:
+def result_of(conversation: Conversation) -> SideQuestResult:
     return SideQuestResult(conversation.answer, conversation.messages, conversation.record)

@@ -22,7 +22,7 @@ from ..edits import Edits
 from ..kv import cache_nbytes
 from .adapters import Adapters
 from .memory import Span, evict, fork
-from .packed_attention import PACKED_NAME, use_packed_attention
+from .packed_attention import PACKED_NAME, as_mask, use_packed_attention
 
 MASKED_ATTENTION = ("sdpa", "eager", "infeco", PACKED_NAME)  # those that take a 4-D mask
 Feed = tuple["Thread", list[int]]
@@ -172,6 +172,7 @@ class PackedThreads(Threads):
         self.cache: Cache | None = None
         self.positions = torch.zeros(0, dtype=torch.long, device=self.device)  # of each slot's token, in its thread
         self.numbers = self.positions  # of each slot's token, among all that the cache has seen
+        self.seen = 0  # tokens that the cache has seen
 
     def open(self, adapters: tuple[str, ...]) -> Thread:
         return self._add(Thread(adapters), torch.zeros_like(self.positions, dtype=torch.bool))
@@ -203,7 +204,7 @@ class PackedThreads(Threads):
             seen |= thread.sees
         if self.cache is None or seen.all():
             return
-        kept = torch.zeros(1, self.cache.get_seq_length(), dtype=torch.bool, device=self.device)
+        kept = torch.zeros(1, self.seen, dtype=torch.bool, device=self.device)
         kept[0, self.numbers[seen]] = True
         keep_tokens(self.cache, kept)
         self.positions, self.numbers = self.positions[seen], self.numbers[seen]
@@ -211,26 +212,34 @@ class PackedThreads(Threads):
             thread.sees = thread.sees[seen]
 
     def step(self, feeds: Sequence[Feed]) -> list[Tensor]:
-        tokens = [token for _, added in feeds for token in added]
         positions = [thread.position + place for thread, added in feeds for place in range(len(added))]
         ends = list(accumulate(len(added) for _, added in feeds))
-        self.adapters.choose([(thread.adapters, len(added)) for thread, added in feeds])
-        output = self._call(self.cache, tokens, positions, [end - 1 for end in ends], self._mask(feeds, ends))
-        if self.cache is None:
-            self.cache = self._checked(output[CACHE_NAME])
-        first = self.cache.get_seq_length() - len(tokens)
+        logits = self.forward(feeds, positions, ends, self._sees(feeds, ends))
+        slots, count = len(self.positions), ends[-1]
         self.positions = torch.cat([self.positions, torch.tensor(positions, dtype=torch.long, device=self.device)])
-        self.numbers = torch.cat([self.numbers, torch.arange(first, first + len(tokens), device=self.device)])
+        self.numbers = torch.cat([self.numbers, torch.arange(self.seen, self.seen + count, device=self.device)])
+        self.seen += count
         for thread in self.threads:
-            thread.sees = torch.nn.functional.pad(thread.sees, (0, len(tokens)))
+            thread.sees = torch.nn.functional.pad(thread.sees, (0, count))
         for (thread, added), end in zip(feeds, ends, strict=True):
-            slots = len(self.positions) - len(tokens)
             thread.sees[slots + end - len(added) : slots + end] = True
             _advance(thread, len(added))
+        return logits
+
+    def forward(
+        self, feeds: Sequence[Feed], positions: list[int], ends: list[int], sees: Tensor | None
+    ) -> list[Tensor]:
+        """What `step` returns, from what of the slots each token sees; None where a lone thread sees everything."""
+        tokens = [token for _, added in feeds for token in added]
+        self.adapters.choose([(thread.adapters, len(added)) for thread, added in feeds])
+        mask = None if sees is None else as_mask(sees, self.model.get_input_embeddings().weight.dtype)
+        output = self._call(self.cache, tokens, positions, [end - 1 for end in ends], mask)
+        if self.cache is None:
+            self.cache = self._checked(output[CACHE_NAME])
         return list(output.logits[0].float())
 
-    def _mask(self, feeds: Sequence[Feed], ends: list[int]) -> Tensor | None:
-        """`[1, 1, q_len, slots + q_len]`, to be added to scores; None where a lone thread sees everything."""
+    def _sees(self, feeds: Sequence[Feed], ends: list[int]) -> Tensor | None:
+        """Bool `[q_len, slots + q_len]`; None where a lone thread sees everything."""
         slots, count = len(self.positions), ends[-1]
         if len(feeds) == 1 and feeds[0][0].resident == slots:
             return None
@@ -241,9 +250,7 @@ class PackedThreads(Threads):
             sees[own, slots + own.start : slots + end] = torch.ones(
                 len(added), len(added), dtype=torch.bool, device=self.device
             ).tril()
-        dtype = self.model.get_input_embeddings().weight.dtype
-        mask = torch.zeros(sees.shape, dtype=dtype, device=self.device)
-        return mask.masked_fill_(~sees, torch.finfo(dtype).min)[None, None]
+        return sees
 
     def _checked(self, cache: Cache) -> Cache:
         for index, layer in enumerate(cache.layers):

@@ -3,6 +3,7 @@
 import functools
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
 
@@ -50,6 +51,15 @@ def model(seed: int = 0, layers: int = 1, **settings) -> LlamaForCausalLM:
     values = dict(vocab_size=len(tokenizer()), num_key_value_heads=2, initializer_range=0.3, eos_token_id=None)
     config = LlamaConfig(**{**sizes, **values, "max_position_embeddings": 8192, **settings})
     return LlamaForCausalLM(config).double().eval()
+
+
+def adapted() -> PeftModel:
+    """Two LoRA adapters with weights of their own over one model."""
+    torch.manual_seed(3)
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    agent = get_peft_model(model(layers=2), lora, adapter_name="agent")
+    agent.add_adapter("side", lora)
+    return agent.double().eval()
 
 
 class Script(LogitsProcessor):

@@ -1,7 +1,10 @@
 """What SideQuest is compared with, behind the same interface."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from hf_infeco.sidequest import H2O, RKV, CursorMap, KeepAll, Labels, OldestOutputs, SinkWindow, SnapKV
 from hf_infeco.sidequest.observing import attention_received
@@ -56,6 +59,28 @@ def test_heavy_hitters_are_those_that_all_queries_looked_at_even_after_some_were
     assert kept.sum() == 4 and kept[-2:].all()
     policy.watch(0, query[:, -1:], key[:, -5:], 1.0)
     assert len(policy.received[0]) == 5
+
+
+@pytest.mark.parametrize("policy", [H2O, SnapKV, RKV])
+def test_sliding_windows_are_not_watched_and_left_alone(policy):
+    """Their keys move on as tokens come, and do not add up with those of earlier forwards."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8)
+    others = dict(vocab_size=len(tokenizer()), num_key_value_heads=2, eos_token_id=None)
+    kinds = ["sliding_attention", "full_attention"]
+    config = Gemma3TextConfig(**sizes, **others, sliding_window=16, layer_types=kinds)
+    agent = Gemma3ForCausalLM(config).eval()
+    watched = []
+    alone = session(TURNS, policy=KeepAll(), agent=agent, synchronous=True).run(QUESTION).record
+
+    @dataclass
+    class Counted(policy):
+        def watch(self, layer, *args):
+            watched.append(layer)
+            super().watch(layer, *args)
+
+    record = session(TURNS, policy=Counted(60), agent=agent).run(QUESTION).record
+    assert set(watched) == {1} and 60 < record.peak_tokens < alone.peak_tokens
 
 
 def test_a_window_keeps_the_first_tokens_and_the_newest():

@@ -12,7 +12,7 @@ from hf_infeco import CACHE_NAME, InnerQCache, InnerQConfig, cache_nbytes
 from hf_infeco.sidequest import KeepAll, SideQuestConfig, SideQuestSession, evict, fork
 from hf_infeco.sidequest.threads import PackedThreads, SeparateThreads
 
-from .agents import QUESTION, call, find, model, session, tokenizer
+from .agents import QUESTION, adapted, call, find, model, session, tokenizer
 
 EXACT = InnerQConfig(recent=10**6)
 
@@ -38,7 +38,7 @@ class Told:
             return agent(input_ids=torch.tensor([self.ids]), attention_mask=mask[None, None]).logits[0, -1]
 
 
-def take_steps(agent, threads, seed: int) -> None:
+def check_steps(agent, threads, seed: int) -> None:
     """Tokens, forks and evictions at random, then what each thread that is left computes."""
     rng = random.Random(seed)
     main, told = threads.open(()), Told()
@@ -76,7 +76,7 @@ def test_no_fork_and_no_eviction_ever_corrupts_a_thread(kind):
     """On whole models, a few of the thousand sequences that `test_cache_operations` takes caches through."""
     agent = model(layers=2, hidden_size=16, intermediate_size=16, num_attention_heads=2)
     for seed in range(100):
-        take_steps(agent, kind(agent), seed)
+        check_steps(agent, kind(agent), seed)
 
 
 def caches():
@@ -129,6 +129,17 @@ def test_a_fork_and_its_origin_evict_apart():
     assert cache.layers[0].keys.shape[2] == 50 and side.layers[0].keys.shape[2] == 20
 
 
+def test_of_sliding_windows_alone_nothing_can_be_evicted_and_the_error_says_so():
+    from transformers import MistralConfig
+
+    cache = DynamicCache(config=MistralConfig(num_hidden_layers=1, sliding_window=8))
+    cache.update(torch.zeros(2, 2, 12, 4), torch.zeros(2, 2, 12, 4), 0)
+    with pytest.raises(ValueError, match="All layers of this cache are sliding windows"):
+        evict(cache, [(2, 5)])
+    with pytest.raises(ValueError, match=r"span \(2, 13\) is not within the 12 tokens"):
+        evict(cache, [(2, 13)])
+
+
 def test_a_span_beyond_the_cache_is_refused():
     with pytest.raises(ValueError, match=r"span \(3, 60\) is not within the 0 tokens"):
         evict(DynamicCache(), [(3, 60)])
@@ -169,15 +180,6 @@ def test_sliding_windows_cannot_be_shared_and_are_left_alone_if_forked():
     agent = MistralForCausalLM(config).eval()
     with pytest.raises(ValueError, match="DynamicSlidingWindowLayer, whose tokens"):
         session(TURNS, agent=agent).run(QUESTION)
-
-
-def adapted():
-    """Two LoRA adapters with weights of their own over one model."""
-    torch.manual_seed(3)
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
-    agent = get_peft_model(model(layers=2), lora, adapter_name="agent")
-    agent.add_adapter("side", lora)
-    return agent.double().eval()
 
 
 @pytest.mark.parametrize("side", [("side",), ("agent", "side"), ()])

@@ -1,53 +1,27 @@
-"""The recipe: labels by hindsight, side threads packed behind a trace, its losses, and stages that go on."""
+"""The recipe: labels by hindsight, side threads packed behind a trace, and its losses."""
 
 import itertools
-import json
-import pkgutil
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, TrainingArguments
 
 from hf_infeco import CACHE_NAME
-from hf_infeco.sidequest import CursorMap, Record, SideQuestResult, ToolFormat, evict, fork, parse_command
-from hf_infeco.sidequest.chat import ChatFormat
-from hf_infeco.training.sidequest import RecipeConfig, recipe
-from hf_infeco.training.sidequest.evaluate import as_entry, summary
+from hf_infeco.sidequest import CursorMap, evict, fork, parse_command
+from hf_infeco.sidequest.packed_attention import as_mask
 from hf_infeco.training.sidequest.labels import expired, last_uses
-from hf_infeco.training.sidequest.packing import as_mask, pack
-from hf_infeco.training.sidequest.samples import SideSample, Trace, label
-from hf_infeco.training.sidequest.tasks import named
-from hf_infeco.training.sidequest.train import SIDE, SideTrainer, active, add_side_adapter, train
+from hf_infeco.training.sidequest.packing import pack
+from hf_infeco.training.sidequest.samples import Trace, label
+from hf_infeco.training.sidequest.train import SIDE, SideTrainer, accumulation, active, add_side_adapter, train
 from hf_infeco.training.testbed.agent.tasks import make_task
 
 from ..sidequest.agents import model, tokenizer
+from .traces import FORMAT, LITTLE, TALK, TRIGGER, agent_model, talk, trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TRIGGER = "tidy"
-FORMAT = ToolFormat()
-
-
-def talk(*turns):
-    """A conversation in which each text but the last calls a tool."""
-    messages = [{"role": "user", "content": "Go"}]
-    for number, text in enumerate(turns):
-        call = '{"tool": "find", "query": "x"}' if number < len(turns) - 1 else ""
-        messages.append({"role": "assistant", "content": text + call})
-        if call:
-            messages.append({"role": "tool", "content": f"[{number}]\nfar {number}"})
-    return messages
-
-
-TALK = talk("a ", "see [0] ", "b ", "[0] and [2] ", "so [1]")
-
-
-def trace():
-    """Cursor 0 is closed from turn 3 on, though turn 3 would use it: what is hidden is a matter of the mask alone."""
-    samples = [SideSample(2, [0, 1], [1], "x"), SideSample(4, [1, 2, 3], [2, 3], "yy")]
-    return Trace(TALK, [3, -1, -1, -1], samples)
 
 
 def test_the_last_use_of_a_cursor_is_the_last_turn_that_refers_to_it():
@@ -122,7 +96,8 @@ def test_only_what_the_side_thread_says_is_a_target():
 def test_a_packed_row_computes_what_a_cache_that_is_forked_and_evicted_does():
     """The main thread read turn by turn; cursor 0 evicted before turn 3; each side thread on a fork of the cache."""
     agent, packed = model().float(), pack(tokenizer(), trace(), TRIGGER, FORMAT)
-    cursors, chat = CursorMap.from_messages(tokenizer(), TALK), ChatFormat(tokenizer(), FORMAT)
+    cursors = CursorMap.from_messages(tokenizer(), TALK)
+    chat = cursors.chat
     with torch.no_grad():
         mask = as_mask(packed.sees, torch.float32)
         together = agent(packed.ids[None], position_ids=packed.positions[None], attention_mask=mask).logits[0]
@@ -147,15 +122,6 @@ def test_a_packed_row_computes_what_a_cache_that_is_forked_and_evicted_does():
 
 
 # ---------------------------------------------------------------- losses
-
-LITTLE = RecipeConfig(traces=4, epochs=2, batch=2, learning_rate=0.02, target_modules=("q_proj", "v_proj"), rank=2)
-
-
-def agent_model():
-    agent = model().float()
-    torch.manual_seed(1)
-    lora = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
-    return get_peft_model(agent, lora, adapter_name="agent")
 
 
 def side_trainer(config, tmp_path):
@@ -193,6 +159,40 @@ def test_distillation_holds_the_main_thread(tmp_path):
     assert losses[500.0] > losses[0.0] + 1
 
 
+def test_a_main_thread_read_in_parts_gives_the_same_loss(tmp_path, monkeypatch):
+    packed = pack(tokenizer(), trace(), TRIGGER, FORMAT)
+    losses = []
+    for chunk in (10**6, 16):
+        monkeypatch.setattr("hf_infeco.training.sidequest.train.CHUNK", chunk)
+        trainer, made = side_trainer(replace(LITTLE, agent_adapter="agent"), tmp_path)
+        with active(made, ("agent", SIDE)):
+            losses.append(trainer.compute_loss(made, {"packed": packed}))
+    assert packed.main > 2 * 16
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("processes", "each"), [(1, 4), (2, 2), (4, 1)])
+def test_a_step_has_the_same_traces_on_any_number_of_processes(processes, each, tmp_path, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def seen(recipe, args, **kwargs):
+        raise Seen(args.gradient_accumulation_steps * args.per_device_train_batch_size)
+
+    monkeypatch.setattr("hf_infeco.training.sidequest.train.SideTrainer", seen)
+    monkeypatch.setattr(
+        "hf_infeco.training.sidequest.train.PartialState", lambda: SimpleNamespace(num_processes=processes)
+    )
+    config = replace(LITTLE, batch=4)
+    with pytest.raises(Seen, match=str(each)):
+        train(add_side_adapter(model(), config), tokenizer(), [trace()], FORMAT, config, tmp_path, bf16=False)
+
+
+def test_traces_that_processes_cannot_share_evenly_are_refused():
+    with pytest.raises(ValueError, match=r"batch=4 traces in a step cannot be shared evenly by 3 processes"):
+        accumulation(replace(LITTLE, batch=4), 3)
+
+
 def test_training_changes_the_side_adapter_and_nothing_else(tmp_path):
     config = replace(LITTLE, agent_adapter="agent")
     made = add_side_adapter(agent_model(), config)
@@ -200,113 +200,3 @@ def test_training_changes_the_side_adapter_and_nothing_else(tmp_path):
     train(made, tokenizer(), [trace()] * 2, FORMAT, config, tmp_path, bf16=False, disable_tqdm=True)
     changed = {name for name, weight in made.named_parameters() if not torch.equal(weight, before[name])}
     assert changed and all(f".{SIDE}." in name for name in changed)
-
-
-# ---------------------------------------------------------------- stages
-
-
-def few_tasks(count, seed, held_out):
-    """Tasks whose solution the tiny model need not know."""
-    return [Easy() for _ in range(count)]
-
-
-class Easy:
-    messages, tools, kind, solution = TALK[:1], [], "easy", TALK[1:]
-
-    def is_right(self, text):
-        return text == TALK[-1]["content"]
-
-
-@pytest.fixture
-def base(tmp_path, monkeypatch):
-    """A folder with the tiny model, which is taken to write every solution."""
-    folder = tmp_path / "base"
-    model().float().save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    monkeypatch.setattr("hf_infeco.training.sidequest.rollouts.writes", lambda *args: True)
-    monkeypatch.setattr(recipe, "plot", lambda report, path: None)
-    return str(folder)
-
-
-STAGED = replace(
-    LITTLE,
-    tasks=f"{__name__}:few_tasks",
-    traces=6,
-    interval=2,
-    evaluation_tasks=1,
-    evaluation_seeds=1,
-    at_once=2,
-    epochs=1,
-    max_new_tokens=4,
-)
-
-
-def measured(*args, **kwargs):
-    record = Record(peak_tokens=8, kv_reads=16)
-    entries = [as_entry(Easy(), SideQuestResult("so [1]", TALK, record), FORMAT)]
-    return {"keep_all": summary(entries, entries)}
-
-
-def test_a_run_stopped_after_each_stage_ends_as_one_that_was_not(base, tmp_path, monkeypatch):
-    """Stopped in the middle of the rollouts, before training, at its first checkpoint and before evaluation."""
-    monkeypatch.setattr(recipe, "evaluate", measured)
-    monkeypatch.setattr("hf_infeco.training.sidequest.train.SAVED_EVERY", 1)
-    whole = recipe.run_recipe(base, STAGED, tmp_path / "whole")
-    parts = tmp_path / "parts"
-    for stage, stop in [("rollouts.draw_tasks", 2), ("recipe.label", 1), ("train.SideTrainer._untouched", 5)]:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            stop_after(patch, f"hf_infeco.training.sidequest.{stage}", stop)
-            recipe.run_recipe(base, STAGED, parts)
-    assert any((parts / "state").glob("checkpoint-*"))
-    recipe.run_recipe(base, STAGED, parts)
-    for name in ("adapter_model.safetensors", "evaluation.json", "infeco_config.json"):
-        assert (whole / name).read_bytes() == (parts / "adapter" / name).read_bytes(), name
-
-
-def stop_after(patch, path, calls):
-    """The function at `path` is interrupted when it is called once more than `calls` times."""
-    function, left = pkgutil.resolve_name(path), [calls]
-
-    def interrupted(*args, **kwargs):
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return function(*args, **kwargs)
-
-    patch.setattr(path, interrupted)
-
-
-def test_evaluation_runs_every_policy_on_the_same_tasks(base, tmp_path):
-    out = recipe.run_recipe(base, STAGED, tmp_path / "run")
-    report = json.loads((out / "evaluation.json").read_text())
-    assert set(report) == {"keep_all", "perfect", "sidequest"}
-    assert report["keep_all"]["peak_ratio"] == report["keep_all"]["reads_ratio"] == 1.0
-    assert {entry["tasks"] for entry in report.values()} == {1}
-
-
-def test_a_folder_with_other_settings_is_refused(base, tmp_path):
-    STAGED.save_pretrained(tmp_path / "run")
-    with pytest.raises(ValueError, match="a run with another traces, seed"):
-        recipe.run_recipe(base, replace(STAGED, seed=1, traces=2), tmp_path / "run")
-
-
-def test_a_stale_cursor_that_goes_counts_and_one_that_is_needed_counts_as_wrong():
-    record = Record(deleted=[(2, 0), (4, 2)], side_texts=["x", "y"], rejected=["no"])
-    entry = as_entry(Easy(), SideQuestResult("so [1]", TALK, record), FORMAT)
-    assert entry["is_right"] and (entry["deletions"], entry["wrong"]) == (2, 1)
-    assert (entry["commands"], entry["malformed"]) == (2, 1)
-
-
-def test_config_errors_name_value_and_way_out():
-    with pytest.raises(ValueError, match=r"traces=0 must be at least 1"):
-        RecipeConfig(traces=0)
-    with pytest.raises(ValueError, match=r"tasks='nowhere' must name an object as 'module:name'"):
-        RecipeConfig(tasks="nowhere")
-    with pytest.raises(ValueError, match=r"RecipeConfig.tasks='no.such:thing' cannot be imported"):
-        named("no.such:thing", "tasks")
-    with pytest.raises(ValueError, match=r"first_layer=9 must be below 1"):
-        add_side_adapter(model(), replace(LITTLE, first_layer=9))
-
-
-def test_a_config_survives_json():
-    assert RecipeConfig.from_dict(json.loads(LITTLE.to_json_string())) == LITTLE

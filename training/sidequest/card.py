@@ -3,6 +3,7 @@
 from typing import Any
 
 from .config import RecipeConfig
+from .evaluate import session_settings
 
 TEMPLATE = """---
 base_model: {base}
@@ -16,7 +17,8 @@ agent no longer needs, and `hf_infeco.SideQuestSession` drops their keys and val
 ## Use
 
 ```python
-model.load_adapter("{folder}", adapter_name="side")
+model = AutoModelForCausalLM.from_pretrained("{base}", dtype="bfloat16")
+{agent}model.load_adapter(folder_of_this_file, adapter_name="side")
 config = SideQuestConfig(interval={interval}, main_adapters={main}, side_adapters={side})
 session = hf_infeco.SideQuestSession(model, tokenizer, tools, config)
 ```
@@ -34,7 +36,7 @@ correct traces of the agent, labelled by hindsight, {epochs} passes.
 """
 
 
-def card(base: str, config: RecipeConfig, report: dict[str, Any], folder: str) -> str:
+def card(base: str, config: RecipeConfig, report: dict[str, Any]) -> str:
     """The text of `README.md`."""
     rows = ["| | right | | peak | KV reads | malformed | wrong deletions |", "|---|---|---|---|---|---|---|"]
     for name, entry in report.items():
@@ -44,14 +46,15 @@ def card(base: str, config: RecipeConfig, report: dict[str, Any], folder: str) -
             f"| {entry['reads_ratio']:.2f} | {entry['malformed']} of {entry['commands']} "
             f"| {entry['wrong']} of {entry['deletions']} |"
         )
-    agent = ("agent",) if config.agent_adapter else ()
+    settings = session_settings(config)
+    agent = f'model.load_adapter("{config.agent_adapter}", adapter_name="agent")\n' if config.agent_adapter else ""
     return TEMPLATE.format(
         base=base,
         where=" and in the main thread" if config.adapts_main else " alone",
-        main=(*agent, "side") if config.adapts_main else agent,
-        side=(*agent, "side"),
+        agent=agent,
+        main=settings.main_adapters,
+        side=settings.side_adapters,
         tasks=report["keep_all"]["tasks"],
         table="\n".join(rows),
-        folder=folder,
         **{name: getattr(config, name) for name in ("rank", "interval", "traces", "epochs")},
     )

@@ -1,7 +1,6 @@
 """Stage 5: what the adapter does on held-out tasks, beside keeping everything and beside deleting by the labels."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -20,13 +19,16 @@ from hf_infeco.sidequest import (
     SideQuestResult,
     SideQuestSession,
     ToolFormat,
+    replay,
     run_many,
 )
 
 from ..testbed.accuracy import Accuracy
 from .config import RecipeConfig
 from .labels import expired, last_uses
+from .lines import add_line, whole_lines
 from .rollouts import main_adapters
+from .samples import command
 from .tasks import AgentTask, draw_tasks
 from .train import SIDE
 
@@ -67,23 +69,43 @@ def measure(
     An entry for each task under a policy, `as_entry`. Each batch is one line of `path`, if there is one; a run that
     was stopped goes on behind the last whole line.
     """
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
-    entries = [entry for batch in done for entry in batch]
+    entries = [entry for batch in (whole_lines(path) if path else []) for entry in batch]
     bar = logging.tqdm(total=len(tasks), initial=len(entries), desc=name)
     while batch := tasks[len(entries) : len(entries) + at_once]:
-        sessions = [agent.session(task, policy(task)) for task in batch]
-        if any(session.waits for session in sessions):
-            results = [_alone(session, task) for session, task in zip(sessions, batch)]
-        else:
-            results = run_many(sessions, [task.messages for task in batch])
+        results = _results([agent.session(task, policy(task)) for task in batch], batch)
         new = [as_entry(task, result, agent.tool_format) for task, result in zip(batch, results)]
         if path:
-            with path.open("a") as file:
-                file.write(json.dumps(new) + "\n")
+            add_line(path, new)
         entries += new
         bar.update(len(new))
     bar.close()
     return entries
+
+
+def _results(sessions: list[SideQuestSession], batch: list[AgentTask]) -> list[SideQuestResult | ContextFull]:
+    """What the sessions come to; those that do not go as foreseen are run, in one batch if they can."""
+    results: list[Any] = [_foreseen(session, task) for session, task in zip(sessions, batch)]
+    left = [at for at, result in enumerate(results) if result is None]
+    if any(session.waits for session in sessions):
+        ran = [_alone(sessions[at], batch[at]) for at in left]
+    else:
+        ran = run_many([sessions[at] for at in left], [batch[at].messages for at in left]) if left else []
+    for at, result in zip(left, ran):
+        results[at] = result
+    return results
+
+
+def _foreseen(session: SideQuestSession, task: AgentTask) -> SideQuestResult | None:
+    """The result if the main thread writes the task's solution, and each side thread what it is taught."""
+    if task.solution is None:
+        return None
+    used = last_uses(task.messages + task.solution, session.tool_format)
+
+    def says(turn: int, seen: Sequence[int]) -> str:
+        gone = expired(used, turn)
+        return command(list(seen), [cursor for cursor in seen if cursor in gone])
+
+    return replay(session, task.messages, task.solution, says)
 
 
 def _alone(session: SideQuestSession, task: AgentTask) -> SideQuestResult | ContextFull:

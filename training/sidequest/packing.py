@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_infeco.sidequest import CursorMap, ToolFormat
-from hf_infeco.sidequest.chat import ChatFormat
 
 from .rollouts import written
 from .samples import Trace
@@ -42,7 +41,7 @@ class PackedTrace:
 def pack(tokenizer: PreTrainedTokenizerBase, trace: Trace, trigger: str, tool_format: ToolFormat) -> PackedTrace:
     """One row of a trace's main thread and its side threads."""
     cursors = CursorMap.from_messages(tokenizer, trace.messages, tool_format=tool_format)
-    chat = ChatFormat(tokenizer, tool_format)
+    chat = cursors.chat
     main = len(cursors.ids)
     closed = torch.full((main,), NEVER)  # turn from which on each token is hidden
     for cursor, (begin, end) in cursors.spans.items():
@@ -53,8 +52,8 @@ def pack(tokenizer: PreTrainedTokenizerBase, trace: Trace, trigger: str, tool_fo
     ids, positions, targets = list(cursors.ids), list(range(main)), [-100] * main
     blocks = []  # of each side thread, what it sees of the main thread and how long it is
     end_of_turn = chat.end_of_turn[:1]
+    prompt = chat.trigger(trigger)
     for sample in trace.samples:
-        prompt = chat.trigger(trigger)
         said = chat.said(sample.target) + end_of_turn
         fork = cursors.boundaries[sample.turn]
         ids += prompt + said
@@ -71,9 +70,3 @@ def pack(tokenizer: PreTrainedTokenizerBase, trace: Trace, trigger: str, tool_fo
         at += length
     columns = (torch.tensor(column) for column in (ids, positions))
     return PackedTrace(*columns, sees, torch.tensor(targets), main, torch.tensor(written(cursors)))
-
-
-def as_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:
-    """`[rows, columns]` to what attention adds to scores, `[1, 1, rows, columns]`."""
-    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
-    return mask.masked_fill_(~sees, torch.finfo(dtype).min)[None, None]

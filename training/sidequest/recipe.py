@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from hf_infeco.sidequest import ToolFormat
 
+from ..testbed.facts import call_base
 from .card import card
 from .config import RecipeConfig
 from .evaluate import evaluate, plot
@@ -80,6 +81,13 @@ def with_side(agent: PreTrainedModel, folder: Path) -> PeftModel:
     return PeftModel.from_pretrained(agent, str(folder), adapter_name=SIDE).eval()
 
 
+def base_name(agent: PreTrainedModel) -> str:
+    """How others call the base model: as the agent's adapter does; without one by its name, or that of its folder."""
+    if isinstance(agent, PeftModel):
+        return str(agent.peft_config["agent"].base_model_name_or_path)
+    return Path(agent.name_or_path).name if Path(agent.name_or_path).is_dir() else agent.name_or_path
+
+
 def _same_settings(config: RecipeConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -111,6 +119,7 @@ def _traces(agent, tokenizer, tool_format, config: RecipeConfig, folder: Path) -
 
 def _train(agent, tokenizer, tool_format, config: RecipeConfig, traces: list[Trace], folder: Path) -> None:
     transformers.set_seed(config.seed)  # however much of it the stages before have used
+    name = base_name(agent)
     model = add_side_adapter(agent, config)
     state = folder / "state"
     trainer = train(model, tokenizer, traces, tool_format, config, state)
@@ -118,6 +127,7 @@ def _train(agent, tokenizer, tool_format, config: RecipeConfig, traces: list[Tra
         return
     part = folder / "adapter.part"
     model.to(agent.dtype).save_pretrained(part, selected_adapters=[SIDE])
+    call_base(part / SIDE, name)
     config.save_pretrained(part / SIDE)
     (part / SIDE / "training.json").write_text(json.dumps(trainer.state.log_history, indent=2) + "\n")
     (part / SIDE).rename(folder / "adapter")
@@ -128,7 +138,8 @@ def _train(agent, tokenizer, tool_format, config: RecipeConfig, traces: list[Tra
 def _evaluate(model: str, tool_format: ToolFormat, config: RecipeConfig, folder: Path) -> None:
     out = folder / "adapter"
     agent, tokenizer = load_agent(model, config)
+    name = base_name(agent)
     report = evaluate(with_side(agent, out), tokenizer, tool_format, config, folder / "evaluation")
     plot(report, out / "evaluation.svg")
-    (out / "README.md").write_text(card(model, config, report, folder.name))
+    (out / "README.md").write_text(card(name, config, report))
     (out / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -1,6 +1,5 @@
 """Stage 1: the agent's own correct traces, greedy."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hf_infeco.sidequest import (
 )
 
 from .config import RecipeConfig
+from .lines import add_line, whole_lines
 from .tasks import AgentTask, draw_tasks
 
 Messages = list[dict[str, Any]]
@@ -38,7 +38,7 @@ def collect(
     Raises:
         ValueError: ten times as many tasks have not brought them.
     """
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = whole_lines(path)
     traces = [trace for group in done for trace in group]
     bar = logging.tqdm(total=config.traces, initial=len(traces), desc="traces")
     while len(traces) < config.traces:
@@ -49,8 +49,7 @@ def collect(
             )
         tasks = draw_tasks(config, config.at_once, 100_000 * config.seed + len(done), held_out=False)
         done.append(_correct(model, tokenizer, tool_format, config, tasks))
-        with path.open("a") as file:
-            file.write(json.dumps(done[-1]) + "\n")
+        add_line(path, done[-1])
         traces += done[-1]
         bar.update(len(done[-1]))
     bar.close()

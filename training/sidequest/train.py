@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
@@ -13,14 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from hf_infeco import CACHE_NAME
 from hf_infeco.sidequest import SideQuestConfig, ToolFormat
+from hf_infeco.sidequest.packed_attention import as_mask
 
 from .config import RecipeConfig
-from .packing import PackedTrace, as_mask, pack
+from .packing import PackedTrace, pack
 from .rollouts import main_adapters
 from .samples import Trace
 
 SIDE = "side"
 SAVED_EVERY = 20  # steps
+CHUNK = 256  # tokens read at a time: under a mask, one forward of all attends as much to what is behind as before
 
 
 def add_side_adapter(model: PreTrainedModel, config: RecipeConfig) -> PeftModel:
@@ -95,15 +98,18 @@ class SideTrainer(Trainer):
         """The agent reads the main thread without a gradient; the side threads go on from its cache."""
         bare = self.accelerator.unwrap_model(model)
         ids, positions, mask = self._inputs(packed)
-        main = packed.main
+        main, cache = packed.main, None
         with active(bare, self.agent), torch.no_grad():
-            cache = bare(
-                input_ids=ids[:, :main],
-                position_ids=positions[:, :main],
-                attention_mask=mask[:, :, :main, :main],
-                use_cache=True,
-                logits_to_keep=1,
-            )[CACHE_NAME]
+            for begin in range(0, main, CHUNK):
+                end = min(begin + CHUNK, main)
+                cache = bare(
+                    input_ids=ids[:, begin:end],
+                    position_ids=positions[:, begin:end],
+                    attention_mask=mask[:, :, begin:end, :end],
+                    use_cache=True,
+                    logits_to_keep=torch.zeros(0, dtype=torch.long, device=ids.device),
+                    **{CACHE_NAME: cache},
+                )[CACHE_NAME]
         at = (packed.targets[main:] != -100).nonzero()[:, 0]
         output = model(
             input_ids=ids[:, main:],
@@ -144,6 +150,21 @@ class SideTrainer(Trainer):
         return packed.ids[None].to(device), packed.positions[None].to(device), as_mask(packed.sees.to(device), dtype)
 
 
+def accumulation(config: RecipeConfig, processes: int) -> int:
+    """
+    Traces that each process reads in a step, one after another: together they read `config.batch`.
+
+    Raises:
+        ValueError: the processes cannot share them evenly.
+    """
+    if config.batch % processes:
+        raise ValueError(
+            f"RecipeConfig.batch={config.batch} traces in a step cannot be shared evenly by {processes} processes: "
+            "take a multiple of them, or start another number (accelerate launch --num_processes)."
+        )
+    return config.batch // processes
+
+
 def train(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -160,7 +181,7 @@ def train(
         **{
             "output_dir": str(state),
             "per_device_train_batch_size": 1,
-            "gradient_accumulation_steps": config.batch,
+            "gradient_accumulation_steps": accumulation(config, PartialState().num_processes),
             "max_steps": steps,
             "learning_rate": config.learning_rate,
             "warmup_steps": max(1, steps // 20),

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .world import RELATIONS, World
@@ -62,7 +63,7 @@ class Task:
         """What the world is read with."""
         return self.world.tools()
 
-    @property
+    @cached_property
     def solution(self) -> list[dict[str, str]]:
         """The expert's messages."""
         return solve(self)
@@ -119,12 +120,6 @@ def _chain(world: World, hops: int, draw: random.Random) -> Chain | None:
 def as_call(tool: str, **arguments: Any) -> str:
     """A call as the agent writes it."""
     return json.dumps({"tool": tool, **arguments})
-
-
-def references(message: dict[str, str]) -> set[int]:
-    """The cursors that an assistant's message refers to: cited in its text, or named by its call."""
-    named = re.findall(r'"cursor": (\d+)', message["content"])
-    return {int(number) for number in CITED.findall(message["content"]) + named}
 
 
 def solve(task: Task) -> list[dict[str, str]]:

@@ -7,8 +7,6 @@ from its last checkpoint in `--state`.
 """
 
 import argparse
-import json
-import platform
 import random
 import time
 from pathlib import Path
@@ -27,10 +25,11 @@ from transformers import (
     TrainingArguments,
 )
 
-import hf_infeco
 from hf_infeco.sidequest import CursorMap
 
+from ...sidequest.config import LINEAR
 from ...sidequest.rollouts import written
+from ..facts import call_base, write_training
 from .tasks import make_task
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -46,7 +45,7 @@ def lora_config() -> LoraConfig:
     return LoraConfig(
         r=8,
         lora_alpha=16,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        target_modules=list(LINEAR),
         layers_to_transform=list(range(8, 30)),
         layers_pattern="layers",
         task_type="CAUSAL_LM",
@@ -136,10 +135,7 @@ def save(model: PeftModel, out: Path) -> None:
     """Writes the adapter in bfloat16 to `out`, without the path of the base model on this machine."""
     model.to(torch.bfloat16).save_pretrained(out)
     (out / "adapter_model.safetensors").chmod(0o644)
-    path = out / "adapter_config.json"
-    config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = BASE
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    call_base(out, BASE)
 
 
 def main() -> None:
@@ -165,13 +161,8 @@ def main() -> None:
         "tokens_per_step": TOKENS,
         "loss": round(sum(losses[-5:]) / len(losses[-5:]), 4),
         "minutes": round((time.monotonic() - begin) / 60, 1),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": hf_infeco.describe_device(base.device),
     }
-    (options.out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
-    print(f"saved {options.out}: {facts}")
+    print(f"saved {options.out}: {write_training(options.out, facts, base.device)}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ masked, and the loss is that of LLaDA: the mean over what is masked, so that eve
 """
 
 import argparse
-import json
-import platform
 import signal
 import time
 from collections import deque
@@ -21,10 +19,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-import hf_infeco
 from hf_infeco.remix import MaskedDiffusionConfig, MaskedDiffusionLM
 from hf_infeco.remix.mixing import soft_embeddings
 
+from ..facts import write_training
 from .puzzles import MASK, PAD, TASKS, VOCAB_SIZE, Puzzle, draw, encode
 
 
@@ -225,11 +223,8 @@ def main() -> None:
         "puzzles": sum(sum(stage.rows.values()) for stage in trainer.plan[: trainer.taken]),
         "loss": round(trainer.loss, 4),
         "minutes": round(trainer.seconds / 60, 1),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": hf_infeco.describe_device(model.device),
     }
-    (options.out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_training(options.out, facts, model.device)
     print(f"saved {options.out}: model.safetensors, config.json and training.json")
 
 
