@@ -34,6 +34,7 @@ def test_a_wrong_value_is_refused_by_name(fields, message):
 def test_presets_store_the_bits_they_promise():
     assert InnerQConfig().bits_per_number == 4.125
     assert InnerQConfig().bits_per_token(80, 80) == 96 * 4.5 + 80 * 3.5 + 16
+    assert (InnerQConfig.balanced().bits_per_number, InnerQConfig.size().bits_per_number) == (3.625, 3.125)
     assert InnerQConfig.base().bits_per_number == 3.5
     assert InnerQConfig.small().bits_per_number == 3.0
     assert InnerQConfig.hybrid().bits_per_number == 3.25

@@ -77,6 +77,7 @@ S2O = S2OConfig(crossover=0)
 PRESETS = {
     "InnerQ": _innerq(InnerQConfig()),
     "InnerQ balanced": _innerq(InnerQConfig.balanced()),
+    "InnerQ size": _innerq(InnerQConfig.size()),
     "InnerQ base": _innerq(InnerQConfig.base()),
     "InnerQ hybrid": _innerq(InnerQConfig.hybrid()),
     "InnerQ small": _innerq(InnerQConfig.small()),
@@ -91,6 +92,7 @@ CACHES = {
     "InnerQ": PRESETS["InnerQ"],
     "InnerQ, no norms of values": _innerq(InnerQConfig(normalize_values=False)),
     "InnerQ balanced": PRESETS["InnerQ balanced"],
+    "InnerQ size": PRESETS["InnerQ size"],
     "InnerQ base": PRESETS["InnerQ base"],
     "InnerQ hybrid": PRESETS["InnerQ hybrid"],
     "TurboQuant, 3 bits": Way(other=ROTATED["TurboQuant, 3 bits"], bits=3.25),

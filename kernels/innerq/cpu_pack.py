@@ -183,9 +183,7 @@ def quantize_values(
     if value.shape[-1] % LANES:
         return reference.quantize_values(value, bits, hybrid, value_norm)
     tile = (1, bits, value.shape[-1])
-    packed = _to_packed(
-        value, tile, reach=VALUE_REACH[bits], by_channel=False, hybrid=hybrid, token_norm=value_norm
-    )
+    packed = _to_packed(value, tile, reach=VALUE_REACH[bits], by_channel=False, hybrid=hybrid, token_norm=value_norm)
     zero = None if packed.zero is None else packed.zero.squeeze(3)
     return Packed(packed.words.squeeze(3), packed.scale.squeeze(3), zero)
 

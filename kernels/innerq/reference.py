@@ -455,7 +455,7 @@ def _attend_packed(
 
 
 def rows_for_codes(rows: torch.Tensor, packed: PackedKV) -> torch.Tensor:
-    """What `rows [B, Hkv, M, D]` of queries ask the stored keys with, float32 `[B, Hkv, M, G * 32]`: q * n for k / n."""
+    """What `rows [B, Hkv, M, D]` of queries ask stored keys with: q * n for k / n; float32 `[B, Hkv, M, G * 32]`."""
     rows = fill_groups(rows.float())
     rows = rows if packed.key_norm is None else rows * packed.key_norm
     return rotate(rows) if packed.is_rotated else rows

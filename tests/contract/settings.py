@@ -27,7 +27,7 @@ LOSSY = {
     "s2o": InfecoConfig(s2o=LOSSY_S2O, innerq=None),
     "innerq": InfecoConfig(s2o=None, innerq=lossy_innerq(InnerQConfig())),
     "innerq-base": InfecoConfig(s2o=None, innerq=lossy_innerq(InnerQConfig.base())),
-    "innerq-small": InfecoConfig(s2o=None, innerq=lossy_innerq(InnerQConfig.small())),
+    "innerq-size": InfecoConfig(s2o=None, innerq=lossy_innerq(InnerQConfig.size())),
     "innerq-hybrid": InfecoConfig(s2o=None, innerq=lossy_innerq(InnerQConfig.hybrid())),
     "all": InfecoConfig(s2o=LOSSY_S2O, innerq=lossy_innerq(InnerQConfig())),
 }

@@ -48,7 +48,7 @@ def test_attending_packed_equals_dequantizing_first(family, behaviour, monkeypat
 # forgetting does: the error of storing zeros in place of the packed values. Measured shares of it: the default 0.12 to
 # 0.37, base 0.15 to 0.54, hybrid 0.21 to 0.71, small 0.35 to 0.83. Zeros in place of the keys have shares
 # of 0.57 to 1.06.
-SHARE_OF_FORGETTING = {"innerq": 0.4, "innerq-base": 0.56, "innerq-hybrid": 0.8, "innerq-small": 0.9}
+SHARE_OF_FORGETTING = {"innerq": 0.4, "innerq-base": 0.56, "innerq-hybrid": 0.8, "innerq-size": 0.9}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -93,7 +93,7 @@ def test_lossy_settings_are_at_work():
 
 
 @pytest.mark.parametrize(
-    "setting, limit", [("innerq", 0.29), ("innerq-base", 0.26), ("innerq-small", 0.23), ("innerq-hybrid", 0.245)]
+    "setting, limit", [("innerq", 0.29), ("innerq-base", 0.26), ("innerq-size", 0.24), ("innerq-hybrid", 0.245)]
 )
 def test_measured_bytes_of_the_cache(setting, limit):
     model = build("llama").to(torch.bfloat16)

@@ -14,7 +14,7 @@ import hf_infeco
 from hf_infeco import CACHE_NAME, InnerQCache, InnerQConfig
 from hf_infeco.innerq import saving
 
-SETTINGS = InnerQConfig(sink=4, recent=40, value_bits=2, hybrid_values=True)
+SETTINGS = InnerQConfig(sink=4, recent=40, value_bits=2, hybrid_values=True, rotate_keys=True)
 SIZES = dict(num_hidden_layers=2, hidden_size=128, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2)
 CONFIG = LlamaConfig(vocab_size=97, head_dim=64, **SIZES)
 FILES = Path(__file__).parent / "files"  # written by earlier versions
@@ -135,8 +135,8 @@ def test_the_cache_of_another_model_is_refused_and_told_apart(path):
 
 def test_another_format_version_is_refused(path):
     filled().save(path)
-    rewrite_header(path, format_version=5)
-    with pytest.raises(ValueError, match=r"format version 5.*reads \(1, 2, 3, 4\)"):
+    rewrite_header(path, format_version=6)
+    with pytest.raises(ValueError, match=r"format version 6.*reads \(1, 2, 3, 4, 5\)"):
         InnerQCache.load(path, CONFIG)
 
 
