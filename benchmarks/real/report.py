@@ -5,7 +5,7 @@ from statistics import mean
 from ..documents import Table, entries_table, markdown_table
 
 Entries = list[dict]
-SHORT = ("dense", "S2O", "InnerQ", "S2O, InnerQ", "InnerQ base", "InnerQ small")  # of the README's rows
+SHORT = ("dense", "S2O", "InnerQ", "S2O, InnerQ", "InnerQ balanced", "InnerQ size")  # of the README's rows
 
 
 def brief_table(text: Entries, lookup: Entries) -> str:
