@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers.generation.continuous_batching.input_outputs import Continuous
 from transformers.utils import logging
 
 from .pool import Pool
-from .switcher import ParallelSwitcher, share_random_state
+from .switcher import ParallelSwitcher, part_random_state, share_random_state
 from .window import Costs, Disagreement, Window
 
 logger = logging.get_logger(__name__)
@@ -42,7 +43,8 @@ class Engine(ContinuousBatchingManager):
         super().__init__(model, generation_config, config)
         self.timeout = timeout
         self.switcher = ParallelSwitcher(model, max_width, timeout)
-        self._world, self._data = dist.new_group(backend="gloo"), dist.new_group()
+        limit = timedelta(seconds=timeout)
+        self._world, self._data = dist.new_group(backend="gloo", timeout=limit), dist.new_group(timeout=limit)
         self.warmup()
         processor = self.batch_processor
         self.pool = Pool(processor.cache, self.switcher.plan, self.continuous_batching_config.page_size)
@@ -110,7 +112,7 @@ class Engine(ContinuousBatchingManager):
         except Disagreement:
             raise
         except RuntimeError:  # a collective that broke, and its group with it
-            self._can_merge = False
+            self._forbid_merging()
             raise
         now = time.perf_counter()
         self.switches.append(
@@ -158,7 +160,7 @@ class Engine(ContinuousBatchingManager):
         if target > 1:
             share_random_state(self.switcher.groups[target])
         else:
-            torch.manual_seed(int(torch.randint(2**31, (), device="cpu")) + dist.get_rank())
+            part_random_state()
 
     def _go_on(self, window: Window, error: BaseException | None, step: str) -> None:
         """Votes; where one process failed, all take the switch back."""
@@ -200,6 +202,10 @@ class Engine(ContinuousBatchingManager):
 
     # ------------------------------------------------------------ a loop that died
 
+    def _forbid_merging(self) -> None:
+        """A group of this process is broken: the width cannot change any more."""
+        self._can_merge = False
+
     def _watch(self, recovered: Callable[[], None]) -> None:
         """Starts a loop that died again, alone at width 1; `recovered()` is called each time."""
         while (thread := self._generation_thread) is not None:
@@ -208,7 +214,7 @@ class Engine(ContinuousBatchingManager):
                 return
             logger.warning(f"The loop of process {dist.get_rank()} ended and starts again at width 1.")
             if self.width > 1:
-                self._can_merge = False  # the others of the group may be inside one of its collectives
+                self._forbid_merging()  # the others of the group may be inside one of its collectives
             self.switcher.flip(1)
             self.pool.lay_out(self.switcher.seat(1))
             self._adopt_width()

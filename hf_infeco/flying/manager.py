@@ -16,6 +16,7 @@ from ..attention import ATTENTION_NAME
 from ..scheduling import Policy, Snapshot, make_policy
 from .engine import Engine
 from .front import Front
+from .groups import require_processes
 from .links import FRONT, Links
 from .requests import FlyingRouter, FlyingState, register_scheduler
 from .window import Costs
@@ -56,6 +57,7 @@ class FlyingManager(Engine):
         policy: Policy | str | None = None,
         timeout: float = 10.0,
     ):
+        require_processes()
         config = copy.deepcopy(continuous_batching_config or ContinuousBatchingConfig())
         _check(model, config)
         config.scheduler_type = register_scheduler()
@@ -137,7 +139,7 @@ class FlyingManager(Engine):
         if self._is_stopping:
             raise RuntimeError("The manager is stopping and takes no more requests.")
         new = self.generation_config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        most = max(self.budgets[width] for width in self.switcher.widths)
+        most = max(self.budgets.values())
         new = most - len(input_ids) if new is None else new
         if new <= 0 or not input_ids or len(input_ids) + new > most:
             raise ValueError(
@@ -195,6 +197,8 @@ class FlyingManager(Engine):
             self._take(rest[0])
         elif kind == "switch":
             self._follow(*rest)
+        elif kind == "broken":
+            self._can_merge = False
         elif kind == "restarted":
             self._dissolve(rank)
         elif kind == "stop":
@@ -292,7 +296,11 @@ class FlyingManager(Engine):
         if self.is_front:
             self._dissolve(self.rank)
         else:
-            self._links.send(FRONT, "restarted", None)
+            self._links.send(FRONT, "restarted")
+
+    def _forbid_merging(self) -> None:
+        super()._forbid_merging()
+        self._links.send(FRONT, "broken")  # the front has no line to itself
 
     def _lose(self, rank: int) -> None:
         if self._is_stopping:

@@ -4,8 +4,11 @@ import contextlib
 import io
 import runpy
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 import hf_infeco
@@ -44,7 +47,7 @@ def serve(name: str, seeds: list[int], max_width: int, **changes) -> dict:
 def serving_session() -> dict:
     return {
         "llama": serve("llama", [0, 1, 2], 4),
-        "uneven": stress(3, 2)["uneven"],
+        "uneven": serve("llama", [3, 4], 2, **UNEVEN),
         "gemma3": serve("gemma3", [5, 6], 2),
         "phi3": serve("phi3", [7], 2),
         "refusals": refusals(),
@@ -57,11 +60,13 @@ def trouble() -> dict:
     manager = manager_of(model, num_blocks=8, max_requests_per_batch=1)
     if not manager.is_front:
         spoil_once(manager.pool, "write")
+        break_barrier(manager, after=3)
         assert manager.wait(20 * TIMEOUT), "the front did not stop"
         return {}
     manager.costs = MOVES
     short, long = prompt(1, 20)[0].tolist(), prompt(1, 150)[0].tolist()
-    found = {"text": alone(reference, short, 8), "long text": alone(reference, long, 8)}
+    found: dict = {"limits": [group_timeout(group) for group in (manager._world, manager._data)]}
+    found |= {"text": alone(reference, short, 8), "long text": alone(reference, long, 8)}
     found["too large"] = message_of(lambda: manager.add_request(prompt(1, 500)[0].tolist(), max_new_tokens=8))
 
     only_merged = manager.add_request(long, max_new_tokens=8)
@@ -93,6 +98,10 @@ def trouble() -> dict:
     manager.switch(2)
     name = manager.add_request(short, max_new_tokens=8)
     found["merged again"] = answers(manager, {name}, TIMEOUT)[name][0].generated_tokens
+
+    manager.switch(1)
+    found["told"] = wait_until(lambda: not manager._can_merge)
+    found["broken"] = message_of(lambda: manager.switch(2))
     manager.stop()
     found["stopped"] = message_of(lambda: manager.add_request(short))
     return found
@@ -107,6 +116,31 @@ def spoil_once(thing, name: str) -> None:
         raise OSError("spoiled by a test")
 
     vars(thing)[name] = failing
+
+
+def break_barrier(manager: FlyingManager, after: int) -> None:
+    """Has the last step of a switch fail in this process alone, after as many switches that go well."""
+    barrier = dist.barrier
+
+    def failing(**kwargs):
+        barrier(**kwargs)
+        if len(manager.switches) == after:
+            raise RuntimeError("spoiled by a test")
+
+    dist.barrier = failing
+
+
+def wait_until(is_so: Callable[[], bool]) -> bool:
+    """Whether it became so in time."""
+    deadline = time.monotonic() + TIMEOUT
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return is_so()
+
+
+def group_timeout(group) -> float:
+    """Seconds that a collective of a gloo group may take."""
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
 
 def death(width: int) -> dict:
@@ -129,8 +163,7 @@ def death(width: int) -> dict:
     took = time.monotonic() - start
     for name in names:
         manager.cancel_request(name)
-    while manager.status()["groups"] != [(0,)] and time.monotonic() - start < 2 * TIMEOUT:
-        time.sleep(0.01)
+    wait_until(lambda: manager.status()["groups"] == [(0,)])
     name = manager.add_request(ids, max_new_tokens=8)
     again = answers(manager, {name}, 2 * TIMEOUT)[name][0].generated_tokens
     refused = message_of(lambda: manager.switch(2))
@@ -158,8 +191,3 @@ def example() -> str:
         names["serve"](manager, [[2, 3, 4], [5, 6]], 100)
     manager.stop()
     return printed.getvalue()
-
-
-def stress(first: int, count: int) -> dict:
-    """`count` schedules of a model whose heads do not divide, from seed `first` on."""
-    return {"uneven": serve("llama", list(range(first, first + count)), 2, **UNEVEN)}

@@ -1,8 +1,12 @@
 """Continuous batching whose width changes: the texts of every request, and what happens when something breaks."""
 
 import pytest
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+from hf_infeco.flying import FlyingManager, ParallelSwitcher
 
 from . import processes, serving
+from .models import build
 
 MODELS = ["llama", "uneven", "gemma3", "phi3"]
 
@@ -74,6 +78,26 @@ def test_a_loop_that_dies_fails_its_requests_and_serves_on_alone(trouble):
     assert trouble["again"] == trouble["text"]
     assert trouble["groups"] == [(0,), (1,)]
     assert trouble["merged again"] == trouble["text"]
+
+
+def test_a_process_whose_groups_broke_tells_the_front(trouble):
+    assert trouble["told"] and "cannot change any more" in trouble["broken"]
+
+
+def test_every_group_of_the_engine_has_the_timeout_that_was_asked_for(trouble):
+    assert trouble["limits"] == [processes.TIMEOUT] * 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: FlyingManager(model, continuous_batching_config=ContinuousBatchingConfig(num_blocks=8)),
+        lambda model: ParallelSwitcher(model, 1),
+    ],
+)
+def test_without_processes_the_way_out_is_told(make):
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        make(build("llama"))
 
 
 def test_a_stopped_manager_takes_nothing(trouble):
