@@ -15,6 +15,7 @@ from transformers.generation.continuous_batching.input_outputs import Continuous
 from transformers.utils import logging
 
 from .pool import Pool
+from .sampling import make_greedy_exact
 from .switcher import ParallelSwitcher, part_random_state, share_random_state
 from .window import Costs, Disagreement, Window
 
@@ -41,6 +42,7 @@ class Engine(ContinuousBatchingManager):
         timeout: float,
     ):
         super().__init__(model, generation_config, config)
+        make_greedy_exact(self.logit_processor)
         self.timeout = timeout
         self.switcher = ParallelSwitcher(model, max_width, timeout)
         limit = timedelta(seconds=timeout)

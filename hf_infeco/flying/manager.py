@@ -321,10 +321,11 @@ class FlyingManager(Engine):
 
     def status(self) -> dict[str, Any]:
         """Of the front: width, groups by their ranks, requests that are held and that run, budgets, last switch."""
-        state = self.snapshot()
+        with self._front.lock:
+            state, groups = self.snapshot(), sorted(self._front.groups.values())
         return {
             "width": self.width,
-            "groups": sorted(self._front.groups.values()),
+            "groups": groups,
             "held": len(state.waiting),
             "running": len(state.running),
             "budgets": dict(self.budgets),
