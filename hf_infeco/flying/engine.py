@@ -1,5 +1,6 @@
 """transformers' continuous batching at whatever width the switcher has: the parts of it that know how wide it runs."""
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from .window import Costs, Disagreement, Window
 
 logger = logging.get_logger(__name__)
 
+GRACE = 0.5  # seconds by which the word to stop may come later than a group's last step
 CALIBRATION_TOKENS, CALIBRATION_BYTES = 128, 1 << 20
 
 
@@ -54,7 +56,7 @@ class Engine(ContinuousBatchingManager):
         self._adopt_width()
         self.budgets = {width: self.pool.budget(self.switcher.seat(width)) for width in self.switcher.widths}
         self.switches: list[dict[str, Any]] = []
-        self._can_merge, self._is_stopping = True, False
+        self._can_merge, self._stopping = True, threading.Event()
 
     @property
     def width(self) -> int:
@@ -212,7 +214,9 @@ class Engine(ContinuousBatchingManager):
         """Starts a loop that died again, alone at width 1; `recovered()` is called each time."""
         while (thread := self._generation_thread) is not None:
             thread.join()
-            if self._is_stopping:
+            if self.background_thread_status.fatal_error is None:  # its group ended it, maybe because all are to stop
+                self._stopping.wait(GRACE)
+            if self._stopping.is_set():
                 return
             logger.warning(f"The loop of process {dist.get_rank()} ended and starts again at width 1.")
             if self.width > 1:

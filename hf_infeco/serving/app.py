@@ -39,7 +39,7 @@ class Limits:
     max_body: int = 4 << 20
 
 
-def build_app(manager: FlyingManager, tokenizer: PreTrainedTokenizerFast, name: str, limits: Limits) -> FastAPI:
+def build_app(manager: FlyingManager, tokenizer: PreTrainedTokenizerFast, name: str, limits: Limits) -> Guard:
     """
     An app over a manager that has started, in the process that is its front.
 
@@ -101,8 +101,7 @@ def build_app(manager: FlyingManager, tokenizer: PreTrainedTokenizerFast, name: 
         return error_response(500, f"{type(error).__name__} in the server; its log says more.")
 
     paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]
-    app.add_middleware(Guard, paths=paths, key=limits.key, max_requests=limits.max_requests, counters=counters)
-    return app
+    return Guard(app, paths, limits.key, limits.max_requests, counters)
 
 
 async def _body_of(request: Request, most: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def error_response(status: int, sentence: str) -> JSONResponse:
 
 class Guard:
     """
-    ASGI middleware.
+    An ASGI app around another one, which sees all of its answers.
 
     Args:
         paths (`frozenset[str]`): that there are.

@@ -5,6 +5,7 @@ import copy
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,13 +81,17 @@ def _listening(settings: Settings) -> socket.socket:
     """A socket with the address, before a model is loaded in vain."""
     found = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    found.bind((settings.host, settings.port))
+    try:
+        found.bind((settings.host, settings.port))
+    except OSError as error:
+        raise OSError(f"{settings.host}:{settings.port} cannot be had: {error}. Choose another port.") from error
     return found
 
 
 @contextlib.contextmanager
 def _followers(settings: Settings) -> Iterator[None]:
     """Starts the other processes and joins them; at the end none is left."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # while a model is loaded, so that none is left then either
     context = torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")

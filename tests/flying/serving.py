@@ -2,9 +2,10 @@
 
 import contextlib
 import io
+import logging
 import runpy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 import hf_infeco
 from hf_infeco.benchmarks.flying.schedules import MOVES, alone, answers, schedule
-from hf_infeco.flying import FlyingManager
+from hf_infeco.flying import FlyingManager, engine
 
 from .models import UNEVEN, build, prompt
 from .processes import TIMEOUT, message_of
@@ -34,14 +35,43 @@ def serve(name: str, seeds: list[int], max_width: int, **changes) -> dict:
     """Schedules on one manager; afterwards, how many blocks are still taken in this process."""
     model, reference = build(name, **changes), build(name, **changes)
     manager = manager_of(model, max_width=max_width, allow_block_sharing=name == "llama")
+    hear_of_the_end_late(manager)
     runs, texts = [], {}
-    if manager.is_front:
-        runs = [schedule(manager, reference, seed, texts, 5 * TIMEOUT) for seed in seeds]
-        time.sleep(0.3)  # the last cancels
-        manager.stop()
-    else:
-        assert manager.wait(20 * TIMEOUT), "the front did not stop"
-    return {"runs": runs, "leaked": manager.pool.num_used_blocks(), "switches": manager.switches}
+    with warnings_of(engine.logger) as warnings:
+        if manager.is_front:
+            runs = [schedule(manager, reference, seed, texts, 5 * TIMEOUT) for seed in seeds]
+            time.sleep(0.3)  # the last cancels
+            manager.switch(max_width)
+            manager.stop()
+        else:
+            assert manager.wait(20 * TIMEOUT), "the front did not stop"
+        time.sleep(engine.GRACE)  # whoever watches the loop may still say something
+    leaked = manager.pool.num_used_blocks()
+    return {"runs": runs, "leaked": leaked, "switches": manager.switches, "warnings": warnings}
+
+
+def hear_of_the_end_late(manager: FlyingManager) -> None:
+    """Has the word to stop come after the last step of a merged group, as it may."""
+    handle = manager._links._handle
+
+    def late(rank: int, message: tuple) -> None:
+        if message[0] == "stop":
+            time.sleep(engine.GRACE / 2)
+        handle(rank, message)
+
+    manager._links._handle = late
+
+
+@contextlib.contextmanager
+def warnings_of(logger: logging.Logger) -> Iterator[list[str]]:
+    """What a logger says in the block."""
+    handler, said = logging.Handler(logging.WARNING), []
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
 
 
 def serving_session() -> dict:
@@ -167,8 +197,16 @@ def death(width: int) -> dict:
     name = manager.add_request(ids, max_new_tokens=8)
     again = answers(manager, {name}, 2 * TIMEOUT)[name][0].generated_tokens
     refused = message_of(lambda: manager.switch(2))
+    too_large = message_of(lambda: manager.add_request(prompt(1, 700)[0].tolist(), max_new_tokens=8))
     manager.stop()
-    return {"errors": [each.error for each in failed], "took": took, "text": text, "again": again, "refused": refused}
+    return {
+        "errors": [each.error for each in failed],
+        "took": took,
+        "text": text,
+        "again": again,
+        "refused": refused,
+        "too large": too_large,
+    }
 
 
 def refusals() -> dict[str, str]:

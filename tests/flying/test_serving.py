@@ -38,6 +38,11 @@ def test_no_block_is_left_over(session, name):
     assert [found[name]["leaked"] for found in session] == [0] * 4
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_merged_group_that_is_stopped_does_not_start_again(session, name):
+    assert [found[name]["warnings"] for found in session] == [[]] * 4
+
+
 def test_keys_and_values_were_moved_and_computed_again(session):
     switches = [switch for found in session for name in MODELS for switch in found[name]["switches"]]
     assert any(switch["bytes"] for switch in switches) and any(switch["recomputed"] for switch in switches)
@@ -110,6 +115,7 @@ def test_when_a_process_dies_its_requests_fail_and_the_others_serve_on(width):
     assert found["errors"] and found["again"] == found["text"]
     assert found["took"] < processes.TIMEOUT
     assert "cannot change any more" in found["refused"]
+    assert "holds 640 tokens at width 1" in found["too large"]  # it would be held for ever
 
 
 def test_the_example_answers_and_switches():
