@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from ..flying import FlyingManager
 from .checks import refuse
 from .generation import FlyingGeneration
-from .guard import Guard, error_response
+from .guard import Guard, error_body, error_response
 from .handlers import Chats, Completions
 from .metrics import Counters, as_text
 
@@ -157,8 +157,11 @@ async def _until_gone(request: Request) -> None:
 
 
 async def _until_done(chunks: Any) -> AsyncIterator[Any]:
-    """With the end that OpenAI's streams have."""
+    """With errors and the end as OpenAI's streams have them."""
     async with contextlib.aclosing(chunks):
-        async for chunk in chunks:
-            yield chunk
+        try:
+            async for chunk in chunks:
+                yield chunk
+        except HTTPException as error:
+            yield f"data: {json.dumps(error_body(error.status_code, error.detail))}\n\n"
         yield "data: [DONE]\n\n"

@@ -1,13 +1,12 @@
 """Requests of transformers' HTTP handlers, answered by a `FlyingManager`."""
 
 import asyncio
-import json
 import time
 from typing import Any
 
 from fastapi import HTTPException
 from transformers import GenerationConfig
-from transformers.cli.serving.utils import CBGenerateManager, CBStreamer, GenerationState, _StreamError
+from transformers.cli.serving.utils import CBGenerateManager, CBStreamer, GenerationState
 from transformers.generation.continuous_batching.requests import GenerationOutput
 
 from ..flying import FlyingManager
@@ -22,15 +21,14 @@ SAMPLING = dict(do_sample=True, temperature=0.5, top_k=1, top_p=0.5)
 
 
 class Streamer(CBStreamer):
-    """transformers' streamer, which keeps what came and forgets its request when it is cancelled."""
+    """transformers' streamer, which keeps the tokens and forgets its request when it is cancelled."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.tokens: list[int] = []
-        self.error: str | None = None
 
     def put(self, output: GenerationOutput) -> None:
-        self.tokens, self.error = output.generated_tokens, output.error
+        self.tokens = output.generated_tokens
         super().put(output)
 
     def cancel(self) -> None:
@@ -51,6 +49,7 @@ class FlyingGeneration(CBGenerateManager):
     def __init__(self, manager: FlyingManager, counters: Counters):
         super().__init__()
         self._cb, self._counters = manager, counters
+        self._positions = getattr(manager.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
     def generate_streaming(
         self,
@@ -67,6 +66,11 @@ class FlyingGeneration(CBGenerateManager):
             raise ValueError("The prompt is empty. Give it at least one token.")
         if gen_config.max_new_tokens is None:
             gen_config.max_new_tokens = self._room(len(ids))
+        if len(ids) + gen_config.max_new_tokens > self._positions:
+            raise ValueError(
+                f"{len(ids)} prompt and {gen_config.max_new_tokens} new tokens are more than the {self._positions} "
+                "positions of this model. Shorten the prompt, or ask for fewer."
+            )
         queue = StoppingQueue(gen_config.stop_strings or (), lambda: streamer.cancel())
         loop, start = asyncio.get_running_loop(), time.perf_counter()
         streamer = Streamer(manager, request_id, processor.backend_tokenizer, loop, queue, response_parser)
@@ -76,11 +80,15 @@ class FlyingGeneration(CBGenerateManager):
                 counters.first_tokens += 1
                 counters.first_token_seconds += time.perf_counter() - start
             counters.generated_tokens += len(output.generated_tokens) - len(streamer.tokens)
-            streamer.put(output)
-            if output.error is not None:
-                queue.put_nowait(_StreamError(_quoted(output.error)))
-            if output.is_finished():
-                streamer.end()
+            try:
+                streamer.put(output)
+                if output.error is not None:
+                    queue.put_nowait(_failure(output.error))
+                elif output.is_finished():
+                    streamer.end()
+            except Exception as error:  # a tokenizer or a template that fails must not leave its client waiting
+                queue.put_nowait(_failure(repr(error)))
+                streamer.cancel()
 
         manager.register_result_handler(request_id, receive)
         try:
@@ -104,9 +112,8 @@ class FlyingGeneration(CBGenerateManager):
         """As its base's, and cancelled with the task that waits for it."""
         queue, streamer = self.generate_streaming(model, processor, inputs, gen_config, request_id)
         try:
-            while (piece := await queue.get()) is not None:
-                if isinstance(piece, _StreamError):
-                    raise HTTPException(status_code=503, detail=f"The request failed: {streamer.error}")
+            while await queue.get() is not None:
+                pass
         except asyncio.CancelledError:
             streamer.cancel()
             raise
@@ -116,7 +123,8 @@ class FlyingGeneration(CBGenerateManager):
     def _room(self, prompt_tokens: int) -> int:
         """New tokens of a request that names no number: as many as fit into the narrowest group that takes it."""
         fitting = [budget for budget in self._cb.budgets.values() if budget > prompt_tokens]
-        return min(NEW_TOKENS, min(fitting, default=prompt_tokens + 1) - prompt_tokens)
+        most = min(self._positions, *fitting) if fitting else self._positions
+        return max(1, min(NEW_TOKENS, most - prompt_tokens))
 
 
 class OneGeneration(GenerationState):
@@ -130,6 +138,10 @@ class OneGeneration(GenerationState):
         return self._generation
 
 
+def _failure(reason: str) -> HTTPException:
+    return HTTPException(status_code=503, detail=f"The request failed: {reason}")
+
+
 def _sampling_of(config: GenerationConfig) -> dict[str, Any]:
     if not config.do_sample:
         return dict(temperature=1.0, top_k=1, top_p=1.0)
@@ -138,8 +150,3 @@ def _sampling_of(config: GenerationConfig) -> dict[str, Any]:
         top_k=int(config.top_k or 1 << 30),
         top_p=float(config.top_p or 1.0),
     )
-
-
-def _quoted(text: str) -> str:
-    """As transformers' handlers put it between the quotes of a JSON string."""
-    return json.dumps(text)[1:-1]

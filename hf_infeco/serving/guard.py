@@ -10,10 +10,14 @@ from .metrics import Counters
 OPEN = ("/health",)  # for whoever watches the server, without a key
 
 
-def error_response(status: int, sentence: str) -> JSONResponse:
+def error_body(status: int, sentence: str) -> dict[str, Any]:
     """In the shape in which OpenAI's client looks for what went wrong."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": sentence, "type": kind, "code": status}}, status_code=status)
+    return {"error": {"message": sentence, "type": kind, "code": status}}
+
+
+def error_response(status: int, sentence: str) -> JSONResponse:
+    return JSONResponse(error_body(status, sentence), status_code=status)
 
 
 class Guard:

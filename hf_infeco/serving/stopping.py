@@ -13,7 +13,7 @@ def cut(text: str, stops: Sequence[str]) -> str:
 class StoppingQueue(asyncio.Queue):
     """
     Pieces of a text on their way to a client, up to the first stop string; then None, and nothing more. What might be
-    the beginning of one is held back until the next piece tells.
+    the beginning of one is held back until the next piece tells. An exception is raised where it is taken out.
 
     Args:
         stops (`Sequence[str]`): not empty ones.
@@ -27,7 +27,7 @@ class StoppingQueue(asyncio.Queue):
     def put_nowait(self, item: Any) -> None:
         if self._is_over:
             return
-        if type(item) is not str:  # the end, an error, a tool call or a piece of reasoning
+        if type(item) is not str:  # the end, an exception, a tool call or a piece of reasoning
             self._pass_on(self._held)
             self._held = ""
             super().put_nowait(item)
@@ -42,6 +42,12 @@ class StoppingQueue(asyncio.Queue):
             return
         self._held = self._beginning_of_a_stop(text)
         self._pass_on(text[: len(text) - len(self._held)])
+
+    def _get(self) -> Any:
+        item = super()._get()  # asyncio's own way to make another kind of queue
+        if isinstance(item, Exception):
+            raise item
+        return item
 
     def _pass_on(self, text: str) -> None:
         if text:

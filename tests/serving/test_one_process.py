@@ -19,7 +19,7 @@ PROMPT = "w1 w2 w3 w4 w5"
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     servers.save_model(folder)
-    with servers.served(folder, "--max-requests", 2) as found:
+    with servers.served(folder, "--max-requests", 2, "--cache-tokens", 4064) as found:
         yield found
 
 
@@ -104,7 +104,8 @@ MESSAGES = [{"role": "user", "content": "w1"}]
         ("completions", {"prompt": "w1", "colour": "red"}, 422, "colour"),
         ("completions", {"prompt": "w1", "model": "another"}, 400, "model='another' is not served here"),
         ("completions", {"prompt": "w1", "max_tokens": -5}, 400, "max_tokens=-5 must be a whole number"),
-        ("completions", {"prompt": "w1", "max_tokens": 9000}, 400, "does not fit"),
+        ("completions", {"prompt": "w1", "max_tokens": 4096}, 400, "more than the 4096 positions"),
+        ("completions", {"prompt": "w1", "max_tokens": 4080}, 400, "does not fit: the KV cache holds 4064 tokens"),
         ("completions", {"prompt": "w1", "temperature": float("nan")}, 400, "temperature=nan must be a number"),
         ("completions", {"prompt": "w1", "top_p": 0}, 400, "top_p=0 must be a number"),
         ("completions", {"prompt": "w1", "stop": [""]}, 400, "none of them empty"),
@@ -132,6 +133,11 @@ def test_bad_input_is_refused_with_a_sentence(server, path, body, status, senten
     code, text = server.ask(f"/v1/{path}", body)
     assert code == status
     assert sentence in json.loads(text)["error"]["message"]
+
+
+def test_a_request_that_names_no_number_gets_what_is_left_in_the_cache(server):
+    found = complete(server, prompt=" ".join(["w7"] * 4000), max_tokens=None)
+    assert found.usage.total_tokens == 4064 and found.choices[0].finish_reason == "length"
 
 
 def test_what_asks_for_nothing_is_let_through(server, words):
@@ -174,12 +180,12 @@ def test_more_requests_than_the_limit_are_told_to_come_again(server, words):
 
 
 def test_the_request_of_a_client_that_leaves_is_cancelled(server):
-    with complete(server, stream=True, max_tokens=8000) as stream:
+    with complete(server, stream=True, max_tokens=4000) as stream:
         next(iter(stream))
         assert server.status()["running"] == 1
     assert servers.until(lambda: server.status()["running"] == 0)
     with pytest.raises(openai.APITimeoutError):
-        server.client.with_options(timeout=0.5).completions.create(model=None, prompt=PROMPT, max_tokens=8000)
+        server.client.with_options(timeout=0.5).completions.create(model=None, prompt=PROMPT, max_tokens=4000)
     assert servers.until(lambda: server.status()["running"] == 0)
     assert 'path="/v1/completions",status="499"' in server.ask("/metrics")[1]
 

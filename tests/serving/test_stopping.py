@@ -41,5 +41,11 @@ def test_nothing_comes_after_a_stop_string():
 
 
 def test_what_was_held_back_comes_before_what_is_no_text():
-    error = ValueError("an error")
-    assert passed(["a E", error], ["END"]) == (["a ", "E", error], 0)
+    assert passed(["a E", 3], ["END"]) == (["a ", "E", 3], 0)
+
+
+def test_an_exception_is_raised_where_it_is_taken_out():
+    queue = StoppingQueue([], lambda: None)
+    queue.put_nowait(ValueError("an error"))
+    with pytest.raises(ValueError, match="an error"):
+        queue.get_nowait()

@@ -13,7 +13,7 @@ openai = pytest.importorskip("openai", reason="the extra [serve] is not installe
 from . import server as servers  # noqa: E402
 
 PROMPTS = ["w1 w2 w3", "w4 w5 w6 w7"]
-TOKENS = 150
+TOKENS = 300
 
 
 def outcome(stream) -> str:
@@ -21,7 +21,7 @@ def outcome(stream) -> str:
     try:
         return "".join(chunk.choices[0].text for chunk in stream)
     except openai.APIError as error:
-        return str(error.body)
+        return error.message
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ def session(tmp_path_factory) -> dict:
         found["before"] = server.status()
         found["switches"] = [server.ask("/switch", {"width": width}) for width in (2, 1, 2)]
         found["during"] = server.status()
+        server.ask("/switch", {"width": 1})  # merged, tiny steps are slower
         found["switched"] = texts(going)
         found["too wide"] = server.ask("/switch", {"width": 4})
-        server.ask("/switch", {"width": 1})
         going = streams()
         (follower,) = server.followers()
         os.kill(follower, signal.SIGKILL)
@@ -82,7 +82,9 @@ def test_a_width_that_there_is_not_is_refused(session):
 
 
 def test_when_a_process_dies_its_request_fails_with_a_sentence_and_the_server_serves_on(session):
-    assert session["after a death"] == [session["unswitched"][0], "Process 1, which served this request, is gone."]
+    went_on, failed = session["after a death"]
+    assert went_on == session["unswitched"][0]
+    assert failed == "The request failed: Process 1, which served this request, is gone."
     code, text = session["cannot merge"]
     assert code == 503 and "cannot change any more" in text
     assert session["health"][0] == 200
