@@ -107,7 +107,7 @@ def build_app(manager: FlyingManager, tokenizer: PreTrainedTokenizerFast, name: 
 async def _body_of(request: Request, most: int) -> dict[str, Any]:
     """The JSON object that a request brings."""
     if not request.headers.get("content-type", "").startswith("application/json"):
-        # Not only for form: a browser lets any page send a form to a server on this machine, and JSON none.
+        # A browser lets any page send a form or plain text to a server on this machine, and no JSON.
         raise HTTPException(status_code=415, detail="Send JSON with the header `Content-Type: application/json`.")
     body = bytearray()
     async for piece in request.stream():

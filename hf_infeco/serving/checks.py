@@ -36,11 +36,11 @@ KINDS = {"chat_template_kwargs": dict, "stream": bool, "tools": list}
 RANGES = {"temperature": (0.0, 2.0), "top_p": (1e-6, 1.0)}
 COUNTS = ("max_tokens", "max_completion_tokens")
 MOST_STOPS = 16  # each is looked for in every piece of a text
-
+JSON_NAMES = {dict: "object", bool: "boolean", list: "array"}
 
 # A client must not send a template of its own, which the server would run.
 OF_THE_TOKENIZER = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
-JSON_NAMES = {dict: "object", bool: "boolean", list: "array"}
+OF_THE_TOKENIZER |= {"messages", "load_audio_from_video"}  # which the handler and the template are given already
 
 
 def refuse(sentence: str) -> HTTPException:

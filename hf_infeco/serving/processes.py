@@ -24,13 +24,12 @@ from ..flying import FlyingManager
 from .app import Limits, build_app
 from .generation import SAMPLING
 
+logger = logging.get_logger(__name__)
+
 PAGE_SIZE, BATCH_TOKENS = 32, 512
 GRACE = 30  # seconds that requests have to end once the server is told to
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
