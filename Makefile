@@ -42,7 +42,7 @@ $(READY): pyproject.toml constraints.txt setup.py
 		$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"; \
 	fi
 	@echo "setup: installing hf_infeco and its dependencies"
-	@$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt -e '.[train,sim,dev]'
+	@$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt -e '.[train,sim,serve,dev]'
 	@touch $@
 
 demo: $(READY) ## a trained model answers from a long text, dense and patched, in one table

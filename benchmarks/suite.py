@@ -40,7 +40,8 @@ class Suite:
     Args:
         name: of its folder and of its file of results.
         title: of its page of results.
-        parts: by name, what measures one to an extent; it returns a dict, or a list of entries.
+        parts: by name, what measures one to an extent; it returns a dict, or a list of entries. What a dict has in
+            `where` takes the place of what `place` says.
         full, quick: extents, how much is measured; the quick one shows in a minute that everything runs.
         tables: all that `docs/results/NAME.md` shows, which is written for suites that have some.
         quotes: the one table that another page shows between its marks `results:NAME`.
@@ -112,7 +113,7 @@ def run(
         place = where(run.device) | suite.place(run)
         measured = rounded(suite.parts[part](run, suite.quick if quick else suite.full))
         entry = measured if isinstance(measured, dict) else {"entries": measured}
-        write_part(run.out, part, {"where": place, **entry})
+        write_part(run.out, part, {"where": place | entry.pop("where", {}), **entry})
         run.progress(part).path.unlink(missing_ok=True)
     pictures = save_pictures(suite, read_results(run.out), run.out) if plot else []
     return [run.out, *pictures, *write_pages(suite, run.out)]

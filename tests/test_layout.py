@@ -12,7 +12,13 @@ SKIPPED = {".git", ".venv", ".compat", ".out", "build", "dist", "site", "__pycac
 FOLDERS = ("hf_infeco", "kernels", "training", "benchmarks", "examples", "tests")
 LINKED = ("kernels", "training", "benchmarks")  # hf_infeco has a link to each
 PUBLIC_FOLDERS = ("training", "remix", "sidequest", "flying", "servesim")  # imported by their own names
-ON_TOP = ("patching", "reporting", "warming", "cli")  # everything else beside the systems is what these build on
+ON_TOP = (
+    "patching",
+    "reporting",
+    "warming",
+    "serving",
+    "cli",
+)  # everything else beside the systems is what these build on
 SYSTEMS = sorted(
     path.parent.name
     for path in (ROOT / "hf_infeco").glob("*/__init__.py")

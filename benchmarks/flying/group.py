@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 
 PROCESSES = 2
+LONGEST = 3600.0  # seconds of a part
 
 
-def run_group(function: Callable[..., Any], *arguments: Any, timeout: float = 3600.0) -> Any:
+def run_group(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     What `function(*arguments)` returns in the first of `PROCESSES` processes, which share the processor's cores.
 
@@ -34,8 +35,8 @@ def run_group(function: Callable[..., Any], *arguments: Any, timeout: float = 36
             for process in started:
                 process.start()
             theirs.close()  # so that the end of the last process ends the pipe
-            if not ours.poll(timeout):
-                raise RuntimeError(f"{function.__name__} did not end within {timeout} seconds.")
+            if not ours.poll(LONGEST):
+                raise RuntimeError(f"{function.__name__} did not end within {LONGEST} seconds.")
             try:
                 failure, result = ours.recv()
             except EOFError:

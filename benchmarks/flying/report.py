@@ -9,22 +9,14 @@ def switch_table(part: dict[str, Any]) -> str:
     """
     Two processes on the cores of one processor, over gloo. The switch waits until the loop is between two steps, then
     the window begins: agree, move KV, lay the pool out, flip the views. Idle switches move nothing. The prompt was
-    computed by one process at width 1, and its KV was moved by both switches of its answer.
+    computed by the front at width 1, and its KV was moved by both switches of its answer; what came back to the front
+    at the second one was sent by the other process.
     """
-    rows = [
-        [
-            f"idle, to width {each['width']}",
-            "",
-            *(f"{1e3 * each[name]:.2f}" for name in ("wait_s", "window_s", "flip_s")),
-        ]
-        for each in part["idle"]
-    ]
+    rows = [[f"idle, to width {each['width']}", "", *_times(each)] for each in part["idle"]]
     for each in part["moved"]:
-        cells = [f"{1e3 * each[name]:.2f}" for name in ("wait_s", "window_s", "flip_s")]
-        rows.append(
-            [f"a request of {part['length']:,} tokens, to width {each['width']}", f"{each['bytes'] / 1e6:.1f}", *cells]
-        )
-    table = markdown_table(["switch", "MB sent", "wait, ms", "window, ms", "flip, ms"], rows)
+        name = f"a request of {part['length']:,} tokens, to width {each['width']}"
+        rows.append([name, f"{each['bytes'] / 1e6:.1f}", *_times(each)])
+    table = markdown_table(["switch", "MB sent by the front", "wait, ms", "window, ms", "flip, ms"], rows)
     widths = ", ".join(f"{1e3 * part[f'first_token_s_width_{width}']:.0f} ms at width {width}" for width in (1, 2))
     equal = "equal" if part["texts_equal"] else "NOT equal"
     return (
@@ -32,6 +24,10 @@ def switch_table(part: dict[str, Any]) -> str:
         f"{part['prefill_over_window']:.1f}x the slower window. Texts without a switch, with KV moved and with KV "
         f"computed again are {equal}. First token of 32 tokens on an idle manager: {widths}."
     )
+
+
+def _times(switch: dict[str, float]) -> list[str]:
+    return [f"{1e3 * switch[name]:.2f}" for name in ("wait_s", "window_s", "flip_s")]
 
 
 def split_table(part: dict[str, Any]) -> str:

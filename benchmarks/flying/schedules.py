@@ -12,6 +12,7 @@ from hf_infeco.flying import FlyingManager
 from hf_infeco.flying.window import Costs
 
 MOVES, COMPUTES = Costs(0.0, 0.0, 1.0), Costs(1.0, 1.0, 0.0)  # KV is always moved, and never
+REQUESTS = 10  # of a schedule
 VOCABULARY = 101
 TINY = dict(vocab_size=VOCABULARY, hidden_size=144, intermediate_size=96, num_hidden_layers=2, head_dim=16)
 UNEVEN = TINY | dict(num_attention_heads=9, num_key_value_heads=3, initializer_range=0.15, tie_word_embeddings=False)
@@ -49,13 +50,13 @@ def prompt(length: int, seed: int) -> list[int]:
 
 
 def schedule(
-    manager: FlyingManager, reference: PreTrainedModel, seed: int, texts: dict, seconds: float, count: int = 10
+    manager: FlyingManager, reference: PreTrainedModel, seed: int, texts: dict, seconds: float
 ) -> dict[str, Any]:
-    """One random schedule of `count` requests; `texts` keeps what the reference said. `wrong` is what went wrong."""
+    """One random schedule of ten requests; `texts` keeps what the reference said. `wrong` is what went wrong."""
     rng, measured = random.Random(seed), manager.costs
     wanted: dict[str, tuple] = {}
     cancelled, switches = set(), 0
-    for _ in range(count):
+    for _ in range(REQUESTS):
         ids, new = prompt(rng.choice([3, 17, 40, 90, 150]), rng.randint(0, 5)), rng.choice([1, 8, 24])
         options = dict(priority=rng.choice([0, 0, 1]), streaming=rng.random() < 0.3)
         wanted[manager.add_request(ids, max_new_tokens=new, **options)] = (tuple(ids), new)
@@ -75,10 +76,10 @@ def schedule(
         outputs = found.get(name, [])
         if name not in cancelled and [output.generated_tokens for output in outputs] != [texts[ids, new]]:
             wrong.append((name, len(ids), new, [(output.generated_tokens, output.error) for output in outputs]))
-    return {"seed": seed, "requests": count, "switches": switches, "cancelled": len(cancelled), "wrong": wrong}
+    return {"seed": seed, "requests": REQUESTS, "switches": switches, "cancelled": len(cancelled), "wrong": wrong}
 
 
-def run_schedules(count: int, first: int = 0) -> dict[str, Any]:
+def run_schedules(count: int) -> dict[str, Any]:
     """What became of `count` schedules on one manager, in a group of processes."""
     model, reference = tiny_model(), tiny_model()
     pool = ContinuousBatchingConfig(page_size=16, num_blocks=40, max_batch_tokens=64)
@@ -88,13 +89,13 @@ def run_schedules(count: int, first: int = 0) -> dict[str, Any]:
         manager.wait()
         return {}
     texts: dict = {}
-    runs = [schedule(manager, reference, seed, texts, seconds=600.0) for seed in range(first, first + count)]
+    runs = [schedule(manager, reference, seed, texts, seconds=600.0) for seed in range(count)]
     time.sleep(0.3)  # the last cancels
     blocks = manager.pool.num_used_blocks()
     manager.stop()
     return {
+        "where": {"model": "a random llama of two layers"},
         "schedules": count,
-        "first_seed": first,
         **{name: sum(run[name] for run in runs) for name in ("requests", "switches", "cancelled")},
         "wrong": [
             {"seed": run["seed"], "requests": [list(entry[:3]) for entry in run["wrong"]]}

@@ -21,7 +21,7 @@ class Extent:
     switch: dict[str, int] = field(default_factory=lambda: dict(length=2000, new_tokens=16, repeats=10))
     split: dict[str, int] = field(default_factory=lambda: dict(requests=4, length=32, new=32, repeats=2))
     trace: dict[str, Any] = field(default_factory=lambda: dict(calm=3, burst=12, spacing=1.2, shrink=8))
-    schedules: int = 1000
+    schedules: int = 250
 
 
 QUICK = Extent(

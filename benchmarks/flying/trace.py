@@ -42,12 +42,12 @@ def arrivals(calm: int, burst: int, spacing: float, shrink: int) -> list[Arrival
     return found
 
 
-def measure_trace(folder: Path, trace: list[Arrival], names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+def measure_trace(folder: Path, trace: list[Arrival]) -> list[dict[str, Any]]:
     """Times to the first token by phase, and tokens per second, of each layout in turn on the same processes."""
     model = load(str(folder))
     budget = sum(each.prompt_tokens + each.new_tokens for each in trace)
     found = []
-    for name in names or ("width 1", "width 2", *POLICIES):
+    for name in ("width 1", "width 2", *POLICIES):
         policy = make_policy(name, dwell=0.2) if name in POLICIES else None
         manager = FlyingManager(model, continuous_batching_config=pool(budget), policy=policy, timeout=60.0)
         manager.start()

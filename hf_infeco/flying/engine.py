@@ -1,8 +1,10 @@
 """transformers' continuous batching at whatever width the switcher has: the parts of it that know how wide it runs."""
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,11 +16,13 @@ from transformers.generation.continuous_batching.input_outputs import Continuous
 from transformers.utils import logging
 
 from .pool import Pool
-from .switcher import ParallelSwitcher, share_random_state
+from .sampling import make_greedy_exact
+from .switcher import ParallelSwitcher, part_random_state, share_random_state
 from .window import Costs, Disagreement, Window
 
 logger = logging.get_logger(__name__)
 
+GRACE = 0.5  # seconds by which the word to stop may come later than a group's last step
 CALIBRATION_TOKENS, CALIBRATION_BYTES = 128, 1 << 20
 
 
@@ -40,9 +44,11 @@ class Engine(ContinuousBatchingManager):
         timeout: float,
     ):
         super().__init__(model, generation_config, config)
+        make_greedy_exact(self.logit_processor)
         self.timeout = timeout
         self.switcher = ParallelSwitcher(model, max_width, timeout)
-        self._world, self._data = dist.new_group(backend="gloo"), dist.new_group()
+        limit = timedelta(seconds=timeout)
+        self._world, self._data = dist.new_group(backend="gloo", timeout=limit), dist.new_group(timeout=limit)
         self.warmup()
         processor = self.batch_processor
         self.pool = Pool(processor.cache, self.switcher.plan, self.continuous_batching_config.page_size)
@@ -50,7 +56,7 @@ class Engine(ContinuousBatchingManager):
         self._adopt_width()
         self.budgets = {width: self.pool.budget(self.switcher.seat(width)) for width in self.switcher.widths}
         self.switches: list[dict[str, Any]] = []
-        self._can_merge, self._is_stopping = True, False
+        self._can_merge, self._stopping = True, threading.Event()
 
     @property
     def width(self) -> int:
@@ -110,7 +116,7 @@ class Engine(ContinuousBatchingManager):
         except Disagreement:
             raise
         except RuntimeError:  # a collective that broke, and its group with it
-            self._can_merge = False
+            self._forbid_merging()
             raise
         now = time.perf_counter()
         self.switches.append(
@@ -158,7 +164,7 @@ class Engine(ContinuousBatchingManager):
         if target > 1:
             share_random_state(self.switcher.groups[target])
         else:
-            torch.manual_seed(int(torch.randint(2**31, (), device="cpu")) + dist.get_rank())
+            part_random_state()
 
     def _go_on(self, window: Window, error: BaseException | None, step: str) -> None:
         """Votes; where one process failed, all take the switch back."""
@@ -200,15 +206,21 @@ class Engine(ContinuousBatchingManager):
 
     # ------------------------------------------------------------ a loop that died
 
+    def _forbid_merging(self) -> None:
+        """A group of this process is broken: the width cannot change any more."""
+        self._can_merge = False
+
     def _watch(self, recovered: Callable[[], None]) -> None:
         """Starts a loop that died again, alone at width 1; `recovered()` is called each time."""
         while (thread := self._generation_thread) is not None:
             thread.join()
-            if self._is_stopping:
+            if self.background_thread_status.fatal_error is None:  # its group ended it, maybe because all are to stop
+                self._stopping.wait(GRACE)
+            if self._stopping.is_set():
                 return
             logger.warning(f"The loop of process {dist.get_rank()} ended and starts again at width 1.")
             if self.width > 1:
-                self._can_merge = False  # the others of the group may be inside one of its collectives
+                self._forbid_merging()  # the others of the group may be inside one of its collectives
             self.switcher.flip(1)
             self.pool.lay_out(self.switcher.seat(1))
             self._adopt_width()

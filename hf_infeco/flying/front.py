@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
@@ -54,17 +54,24 @@ class Front:
 
     def assign(self, budgets: Mapping[int, int]) -> list[tuple[int, FlyingState]]:
         """Who gets which of the held requests, higher priorities first; what fits no group of now stays held."""
+        if not self.is_open:
+            return []
+        loads = dict.fromkeys(self.groups, 0)
+        held: list[Entry] = []
+        for entry in self._entries.values():
+            if entry.driver is None:
+                held.append(entry)
+            elif entry.driver in loads:
+                loads[entry.driver] += entry.state.most_tokens
         found: list[tuple[int, FlyingState]] = []
-        held = [entry for entry in self._entries.values() if entry.driver is None] if self.is_open else []
         for entry in sorted(held, key=lambda each: -each.state.priority):
-            fitting = [d for d, ranks in self.groups.items() if entry.state.most_tokens <= budgets[len(ranks)]]
+            state = entry.state
+            fitting = [d for d, ranks in self.groups.items() if state.most_tokens <= budgets[len(ranks)]]
             if fitting:
-                entry.driver = fitting[least_loaded([self._load(driver) for driver in fitting])]
-                found.append((entry.driver, entry.state))
+                entry.driver = fitting[least_loaded([loads[driver] for driver in fitting])]
+                loads[entry.driver] += state.most_tokens
+                found.append((entry.driver, state))
         return found
-
-    def _load(self, driver: int) -> int:
-        return sum(entry.state.most_tokens for entry in self._entries.values() if entry.driver == driver)
 
     def take(self, outputs: Sequence[GenerationOutput]) -> list[GenerationOutput]:
         """Those answers that somebody still waits for."""
@@ -116,6 +123,6 @@ class Front:
 
 
 def _failure(entry: Entry, rank: int) -> GenerationOutput:
-    output = entry.seen or entry.state.to_generation_output()
-    output.status, output.error = RequestStatus.FAILED, f"Process {rank}, which served this request, is gone."
-    return output
+    answer = entry.seen or entry.state.to_generation_output()  # what was seen is the user's and stays as it was
+    error = f"Process {rank}, which served this request, is gone."
+    return replace(answer, status=RequestStatus.FAILED, error=error)

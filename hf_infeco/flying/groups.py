@@ -28,6 +28,18 @@ class Group:
     mesh: DeviceMesh
 
 
+def require_processes() -> None:
+    """
+    Raises:
+        RuntimeError: if `torch.distributed` is not initialised.
+    """
+    if not dist.is_initialized():
+        raise RuntimeError(
+            "hf_infeco.flying needs processes that know one another. Start them with torchrun and call "
+            "torch.distributed.init_process_group() first, even for a single one."
+        )
+
+
 def widths_of(max_width: int) -> list[int]:
     """1 and every divisor of `max_width`."""
     return [width for width in range(1, max_width + 1) if max_width % width == 0]

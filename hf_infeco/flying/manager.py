@@ -16,6 +16,7 @@ from ..attention import ATTENTION_NAME
 from ..scheduling import Policy, Snapshot, make_policy
 from .engine import Engine
 from .front import Front
+from .groups import require_processes
 from .links import FRONT, Links
 from .requests import FlyingRouter, FlyingState, register_scheduler
 from .window import Costs
@@ -56,6 +57,7 @@ class FlyingManager(Engine):
         policy: Policy | str | None = None,
         timeout: float = 10.0,
     ):
+        require_processes()
         config = copy.deepcopy(continuous_batching_config or ContinuousBatchingConfig())
         _check(model, config)
         config.scheduler_type = register_scheduler()
@@ -98,7 +100,7 @@ class FlyingManager(Engine):
         if self._stopped.is_set():
             return
         with self._switching:
-            self._is_stopping = True
+            self._stopping.set()
             if self.is_front:
                 for rank in self._links.ranks:
                     self._links.send(rank, "stop", hard_stop)
@@ -134,15 +136,15 @@ class FlyingManager(Engine):
         """
         if not self.is_front:
             return None
-        if self._is_stopping:
+        if self._stopping.is_set():
             raise RuntimeError("The manager is stopping and takes no more requests.")
         new = self.generation_config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        most = max(self.budgets[width] for width in self.switcher.widths)
+        width, most = self._roomiest()
         new = most - len(input_ids) if new is None else new
         if new <= 0 or not input_ids or len(input_ids) + new > most:
             raise ValueError(
                 f"A request of {len(input_ids)} prompt and {new} new tokens does not fit: the KV cache holds {most} "
-                f"tokens at width {self.switcher.widths[-1]}. Shorten it, or give the cache more num_blocks."
+                f"tokens at width {width}. Shorten it, or give the cache more num_blocks."
             )
         with self._request_lock:
             request_id = f"req_{self._request_counter}" if request_id is None else request_id
@@ -162,6 +164,12 @@ class FlyingManager(Engine):
             self._front.add(state)
             self._dispatch()
         return request_id
+
+    def _roomiest(self) -> tuple[int, int]:
+        """The width at which a request may have most tokens, of those that can still be had, and how many."""
+        with self._front.lock:
+            widths = self.switcher.widths if self._can_merge else [len(each) for each in self._front.groups.values()]
+        return max(((width, self.budgets[width]) for width in widths), key=lambda each: each[1])
 
     def cancel_request(self, request_id: str) -> None:
         """Drops a request, wherever it is; it gets no answer any more."""
@@ -195,9 +203,12 @@ class FlyingManager(Engine):
             self._take(rest[0])
         elif kind == "switch":
             self._follow(*rest)
+        elif kind == "broken":
+            self._can_merge = False
         elif kind == "restarted":
             self._dissolve(rank)
         elif kind == "stop":
+            self._stopping.set()
             self._spawn(self._stop_with_front, rest[0])
         self._wake_up_loop.set()
 
@@ -292,10 +303,14 @@ class FlyingManager(Engine):
         if self.is_front:
             self._dissolve(self.rank)
         else:
-            self._links.send(FRONT, "restarted", None)
+            self._links.send(FRONT, "restarted")
+
+    def _forbid_merging(self) -> None:
+        super()._forbid_merging()
+        self._links.send(FRONT, "broken")  # the front has no line to itself
 
     def _lose(self, rank: int) -> None:
-        if self._is_stopping:
+        if self._stopping.is_set():
             return
         if not self.is_front:
             logger.warning(f"Process {self.rank} lost the front and stops.")
@@ -313,10 +328,11 @@ class FlyingManager(Engine):
 
     def status(self) -> dict[str, Any]:
         """Of the front: width, groups by their ranks, requests that are held and that run, budgets, last switch."""
-        state = self.snapshot()
+        with self._front.lock:
+            state, groups = self.snapshot(), sorted(self._front.groups.values())
         return {
             "width": self.width,
-            "groups": sorted(self._front.groups.values()),
+            "groups": groups,
             "held": len(state.waiting),
             "running": len(state.running),
             "budgets": dict(self.budgets),

@@ -77,14 +77,14 @@ def head_counts(num_heads: int, width: int) -> list[int]:
 
 def make_plan(model: PreTrainedModel, max_width: int) -> Plan:
     """
-    What to split in `model`.
+    What to split in `model`; at `max_width=1` it needs no plan of its own.
 
     Raises:
         ValueError: where the model has no plan, one that we do not know, or fewer KV heads than processes.
     """
     name, config = type(model).__name__, compat.text_config(model.config)
     styles = OWN_PLANS.get(config.model_type) or compat.tensor_parallel_plan(model)
-    if not any(".layers." in key for key in styles):
+    if max_width > 1 and not any(".layers." in key for key in styles):
         raise ValueError(
             f"{name} has no tensor parallel plan in transformers, so its width cannot change. Run replicas of it "
             "(width 1), or give it one: model.tp_plan = {'model.layers.*.self_attn.q_proj': 'colwise', ...}."

@@ -32,8 +32,7 @@ class FlyingState(RequestState):
     @property
     def most_tokens(self) -> int:
         """What it holds at its end."""
-        left = self.max_new_tokens or 0
-        return len(self.initial_tokens) + left
+        return len(self.initial_tokens) + (self.max_new_tokens or 0)
 
 
 class PriorityScheduler(FIFOScheduler):

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from .. import compat
-from .groups import Group, build_groups, widths_of
+from .groups import Group, build_groups, require_processes, widths_of
 from .plans import make_plan
 from .views import Seat, build
 
@@ -32,7 +32,6 @@ class ParallelSwitcher:
         groups (`dict[int, Group]`): of this process, for each width above 1.
 
     Raises:
-        ImportError: on a transformers older than 5.23.
         RuntimeError: if `torch.distributed` is not initialised.
         ValueError: if the model has no plan, too few KV heads or no whole weights, or processes do not divide.
 
@@ -40,12 +39,7 @@ class ParallelSwitcher:
     """
 
     def __init__(self, model: PreTrainedModel, max_width: int, timeout: float = 10.0):
-        compat.require_flying()
-        if not dist.is_initialized():
-            raise RuntimeError(
-                "ParallelSwitcher needs processes that know one another. Start them with torchrun and call "
-                "torch.distributed.init_process_group() first."
-            )
+        require_processes()
         if compat.is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
             raise ValueError(
                 f"This {type(model).__name__} is sharded or without weights; every process must hold it whole. Load "
@@ -120,7 +114,7 @@ class ParallelSwitcher:
         """Back to width 1, without a collective. Each process continues with random numbers of its own."""
         if self.width > 1:
             self.flip(1)
-            torch.manual_seed(int(torch.randint(2**31, (), device="cpu")) + dist.get_rank())
+            part_random_state()
 
     @contextmanager
     def at(self, width: int) -> Iterator["ParallelSwitcher"]:
@@ -131,6 +125,11 @@ class ParallelSwitcher:
             yield self
         finally:
             self.flip(before) if before > 1 else self.split()
+
+
+def part_random_state() -> None:
+    """Gives processes that were one random states of their own."""
+    torch.manual_seed(int(torch.randint(2**31, (), device="cpu")) + dist.get_rank())
 
 
 def share_random_state(group: Group) -> None:

@@ -46,10 +46,6 @@ class Seat(NamedTuple):
         return first * size // total, (first + self.heads[self.rank]) * size // total
 
 
-# Which dimension of a parameter is cut, by style; a parameter of one dimension is a bias.
-DIMENSIONS = {"interleaved_colwise": -1, "inner_rowwise": 1, "heads": 0}
-
-
 def view(part: Part, name: str, seat: Seat) -> torch.Tensor:
     """The slice of one parameter. Shares its storage, unless it is `once` or a stated copy of packed experts."""
     style, full = part.parameters[name], part.module.get_parameter(name).data
@@ -61,10 +57,10 @@ def view(part: Part, name: str, seat: Seat) -> torch.Tensor:
         if name == "bias":  # added after the sum
             return full
         return full.narrow(-1, *_span(seat.bounds(full.shape[-1], part, style)))
-    dimension = DIMENSIONS.get(style, max(full.ndim - 2, 0))
     if style == "interleaved_colwise":  # gate, up, gate, up, ...: whole pairs
         first, last = seat.bounds(full.shape[-1] // 2, part, style)
         return full.narrow(-1, *_span((2 * first, 2 * last)))
+    dimension = max(full.ndim - 2, 0)  # of features that come out; a parameter of one dimension is a bias
     return full.narrow(dimension, *_span(seat.bounds(full.shape[dimension], part, style)))
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from transformers.generation.continuous_batching.requests import RequestState
 
-from .moves import Holding, Transfer, new_drivers, ranks_of, transfers
+from .moves import Holding, Transfer, new_drivers, ranks_of, spans, transfers
 from .pool import Pool
 from .switcher import ParallelSwitcher
 
@@ -67,7 +67,7 @@ class Window:
 
     # ------------------------------------------------------------ before anything is changed
 
-    def gather(self, target: int, is_ready: bool = True) -> None:
+    def gather(self, target: int, is_ready: bool) -> None:
         """
         Everybody's requests.
 
@@ -84,7 +84,7 @@ class Window:
         if any(each.target != target or not each.is_ready for each in found):
             wanted = [each.target if each.is_ready else "not ready" for each in found]
             raise Disagreement(f"Processes do not agree on a switch: {wanted}. The width stays {width}.")
-        self.target, self.manifests = target, found
+        self.target = target
         own = {state.request_id: state for state in active + waiting}
         listed = [(rank, state) for rank, each in enumerate(found) for state in each.active]
         self.holdings = [
@@ -138,9 +138,9 @@ class Window:
 
     def _move(self, holding: Holding, move: Transfer, kept_alive: list[torch.Tensor]) -> list[Any]:
         works: list[Any] = []
-        old_first = self._first_head(holding)
         for name in self.pool.cache.cache_allocators:
             if move.source == self.rank:
+                old_first = self._first_head(holding)
                 part = self.staged[holding.request_id][name].narrow(3, move.first - old_first, move.last - move.first)
                 if move.target != self.rank:
                     kept_alive.append(part.contiguous())
@@ -155,14 +155,14 @@ class Window:
         return works
 
     def _first_head(self, holding: Holding) -> int:
-        if self.rank not in holding.ranks or not self.switcher.plan.splits_heads:
-            return 0
-        return sum(self.switcher.plan.heads(len(holding.ranks))[: holding.ranks.index(self.rank)])
+        """Of those of a request that lie in this process."""
+        plan = self.switcher.plan
+        return spans(plan.heads(len(holding.ranks)), plan.num_key_value_heads)[holding.ranks.index(self.rank)][0]
 
     def _place(self, move: Transfer) -> tuple[int, int]:
         """Where heads of a transfer lie among those of this process's new seat."""
         seat = self.switcher.seat(self.target)
-        first = sum(seat.heads[: seat.rank]) if self.switcher.plan.splits_heads else 0
+        first, _ = spans(seat.heads, self.switcher.plan.num_key_value_heads)[seat.rank]
         return move.first - first, move.last - move.first
 
     def _seat_of(self, holding: Holding, name: str) -> torch.Tensor:

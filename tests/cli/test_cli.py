@@ -100,3 +100,14 @@ def test_train_tells_what_is_wrong_with_a_config(tmp_path):
     config.write_text('{"traces": 0}')
     result = CliRunner().invoke(app, ["train", "sidequest", "--model", "nowhere", "--config", str(config)])
     assert result.exit_code == 2 and "traces=0 must be at least 1" in " ".join(result.output.split())
+
+
+def test_serve_without_its_extra_names_it(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("hf_infeco.serving")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert "fastapi is missing: pip install 'hf_infeco[serve]'" in run("serve", "model", exit_code=1).output
+
+
+def test_serve_takes_a_number_of_processes_for_a_width():
+    assert "must be auto or a number" in " ".join(run("serve", "model", "--width", "wide", exit_code=2).output.split())

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -202,10 +203,15 @@ def skip_if_unbuildable(name: str) -> None:
 
 
 def build(name: str, seed: int = 0) -> PreTrainedModel:
-    """The family's tiny model with random weights, float32, eval mode; the same for the same seed."""
+    """The tiny model of a family's name, see `build_family`."""
     skip_if_unbuildable(name)
-    family = (FAMILIES | UNUSUAL)[name]
-    fields = {key: value for key, value in {**TINY, **family.changes}.items() if value is not None or key not in TINY}
+    return build_family((FAMILIES | UNUSUAL)[name], seed)
+
+
+def build_family(family: Family, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A tiny model with random weights, float32, eval mode; the same by seed. `changes` are of its config."""
+    fields = {**TINY, **family.changes, **changes}
+    fields = {key: value for key, value in fields.items() if value is not None or key not in TINY}
     fields["eos_token_id"] = None
     config = getattr(transformers, family.config)(**fields)
     torch.manual_seed(seed)

@@ -2,15 +2,19 @@
 
 import contextlib
 import io
+import logging
 import runpy
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 import hf_infeco
 from hf_infeco.benchmarks.flying.schedules import MOVES, alone, answers, schedule
-from hf_infeco.flying import FlyingManager
+from hf_infeco.flying import FlyingManager, engine
 
 from .models import UNEVEN, build, prompt
 from .processes import TIMEOUT, message_of
@@ -31,20 +35,49 @@ def serve(name: str, seeds: list[int], max_width: int, **changes) -> dict:
     """Schedules on one manager; afterwards, how many blocks are still taken in this process."""
     model, reference = build(name, **changes), build(name, **changes)
     manager = manager_of(model, max_width=max_width, allow_block_sharing=name == "llama")
+    hear_of_the_end_late(manager)
     runs, texts = [], {}
-    if manager.is_front:
-        runs = [schedule(manager, reference, seed, texts, 5 * TIMEOUT) for seed in seeds]
-        time.sleep(0.3)  # the last cancels
-        manager.stop()
-    else:
-        assert manager.wait(20 * TIMEOUT), "the front did not stop"
-    return {"runs": runs, "leaked": manager.pool.num_used_blocks(), "switches": manager.switches}
+    with warnings_of(engine.logger) as warnings:
+        if manager.is_front:
+            runs = [schedule(manager, reference, seed, texts, 5 * TIMEOUT) for seed in seeds]
+            time.sleep(0.3)  # the last cancels
+            manager.switch(max_width)
+            manager.stop()
+        else:
+            assert manager.wait(20 * TIMEOUT), "the front did not stop"
+        time.sleep(engine.GRACE)  # whoever watches the loop may still say something
+    leaked = manager.pool.num_used_blocks()
+    return {"runs": runs, "leaked": leaked, "switches": manager.switches, "warnings": warnings}
+
+
+def hear_of_the_end_late(manager: FlyingManager) -> None:
+    """Has the word to stop come after the last step of a merged group, as it may."""
+    handle = manager._links._handle
+
+    def late(rank: int, message: tuple) -> None:
+        if message[0] == "stop":
+            time.sleep(engine.GRACE / 2)
+        handle(rank, message)
+
+    manager._links._handle = late
+
+
+@contextlib.contextmanager
+def warnings_of(logger: logging.Logger) -> Iterator[list[str]]:
+    """What a logger says in the block."""
+    handler, said = logging.Handler(logging.WARNING), []
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
 
 
 def serving_session() -> dict:
     return {
         "llama": serve("llama", [0, 1, 2], 4),
-        "uneven": stress(3, 2)["uneven"],
+        "uneven": serve("llama", [3, 4], 2, **UNEVEN),
         "gemma3": serve("gemma3", [5, 6], 2),
         "phi3": serve("phi3", [7], 2),
         "refusals": refusals(),
@@ -57,11 +90,13 @@ def trouble() -> dict:
     manager = manager_of(model, num_blocks=8, max_requests_per_batch=1)
     if not manager.is_front:
         spoil_once(manager.pool, "write")
+        break_barrier(manager, after=3)
         assert manager.wait(20 * TIMEOUT), "the front did not stop"
         return {}
     manager.costs = MOVES
     short, long = prompt(1, 20)[0].tolist(), prompt(1, 150)[0].tolist()
-    found = {"text": alone(reference, short, 8), "long text": alone(reference, long, 8)}
+    found: dict = {"limits": [group_timeout(group) for group in (manager._world, manager._data)]}
+    found |= {"text": alone(reference, short, 8), "long text": alone(reference, long, 8)}
     found["too large"] = message_of(lambda: manager.add_request(prompt(1, 500)[0].tolist(), max_new_tokens=8))
 
     only_merged = manager.add_request(long, max_new_tokens=8)
@@ -93,6 +128,10 @@ def trouble() -> dict:
     manager.switch(2)
     name = manager.add_request(short, max_new_tokens=8)
     found["merged again"] = answers(manager, {name}, TIMEOUT)[name][0].generated_tokens
+
+    manager.switch(1)
+    found["told"] = wait_until(lambda: not manager._can_merge)
+    found["broken"] = message_of(lambda: manager.switch(2))
     manager.stop()
     found["stopped"] = message_of(lambda: manager.add_request(short))
     return found
@@ -107,6 +146,31 @@ def spoil_once(thing, name: str) -> None:
         raise OSError("spoiled by a test")
 
     vars(thing)[name] = failing
+
+
+def break_barrier(manager: FlyingManager, after: int) -> None:
+    """Has the last step of a switch fail in this process alone, after as many switches that go well."""
+    barrier = dist.barrier
+
+    def failing(**kwargs):
+        barrier(**kwargs)
+        if len(manager.switches) == after:
+            raise RuntimeError("spoiled by a test")
+
+    dist.barrier = failing
+
+
+def wait_until(is_so: Callable[[], bool]) -> bool:
+    """Whether it became so in time."""
+    deadline = time.monotonic() + TIMEOUT
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return is_so()
+
+
+def group_timeout(group) -> float:
+    """Seconds that a collective of a gloo group may take."""
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
 
 def death(width: int) -> dict:
@@ -129,13 +193,20 @@ def death(width: int) -> dict:
     took = time.monotonic() - start
     for name in names:
         manager.cancel_request(name)
-    while manager.status()["groups"] != [(0,)] and time.monotonic() - start < 2 * TIMEOUT:
-        time.sleep(0.01)
+    wait_until(lambda: manager.status()["groups"] == [(0,)])
     name = manager.add_request(ids, max_new_tokens=8)
     again = answers(manager, {name}, 2 * TIMEOUT)[name][0].generated_tokens
     refused = message_of(lambda: manager.switch(2))
+    too_large = message_of(lambda: manager.add_request(prompt(1, 700)[0].tolist(), max_new_tokens=8))
     manager.stop()
-    return {"errors": [each.error for each in failed], "took": took, "text": text, "again": again, "refused": refused}
+    return {
+        "errors": [each.error for each in failed],
+        "took": took,
+        "text": text,
+        "again": again,
+        "refused": refused,
+        "too large": too_large,
+    }
 
 
 def refusals() -> dict[str, str]:
@@ -158,8 +229,3 @@ def example() -> str:
         names["serve"](manager, [[2, 3, 4], [5, 6]], 100)
     manager.stop()
     return printed.getvalue()
-
-
-def stress(first: int, count: int) -> dict:
-    """`count` schedules of a model whose heads do not divide, from seed `first` on."""
-    return {"uneven": serve("llama", list(range(first, first + count)), 2, **UNEVEN)}

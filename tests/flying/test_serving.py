@@ -1,8 +1,12 @@
 """Continuous batching whose width changes: the texts of every request, and what happens when something breaks."""
 
 import pytest
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+from hf_infeco.flying import FlyingManager, ParallelSwitcher
 
 from . import processes, serving
+from .models import build
 
 MODELS = ["llama", "uneven", "gemma3", "phi3"]
 
@@ -32,6 +36,11 @@ def test_texts_are_those_of_each_request_by_itself_whatever_the_switches(session
 @pytest.mark.parametrize("name", MODELS)
 def test_no_block_is_left_over(session, name):
     assert [found[name]["leaked"] for found in session] == [0] * 4
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_merged_group_that_is_stopped_does_not_start_again(session, name):
+    assert [found[name]["warnings"] for found in session] == [[]] * 4
 
 
 def test_keys_and_values_were_moved_and_computed_again(session):
@@ -76,6 +85,26 @@ def test_a_loop_that_dies_fails_its_requests_and_serves_on_alone(trouble):
     assert trouble["merged again"] == trouble["text"]
 
 
+def test_a_process_whose_groups_broke_tells_the_front(trouble):
+    assert trouble["told"] and "cannot change any more" in trouble["broken"]
+
+
+def test_every_group_of_the_engine_has_the_timeout_that_was_asked_for(trouble):
+    assert trouble["limits"] == [processes.TIMEOUT] * 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: FlyingManager(model, continuous_batching_config=ContinuousBatchingConfig(num_blocks=8)),
+        lambda model: ParallelSwitcher(model, 1),
+    ],
+)
+def test_without_processes_the_way_out_is_told(make):
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        make(build("llama"))
+
+
 def test_a_stopped_manager_takes_nothing(trouble):
     assert "stopping" in trouble["stopped"]
 
@@ -86,6 +115,7 @@ def test_when_a_process_dies_its_requests_fail_and_the_others_serve_on(width):
     assert found["errors"] and found["again"] == found["text"]
     assert found["took"] < processes.TIMEOUT
     assert "cannot change any more" in found["refused"]
+    assert "holds 640 tokens at width 1" in found["too large"]  # it would be held for ever
 
 
 def test_the_example_answers_and_switches():

@@ -2,6 +2,9 @@
 
 import pytest
 
+from hf_infeco.flying.plans import make_plan
+
+from ..contract.families import build as contract_build
 from . import processes, workers
 from .models import NAMES
 
@@ -87,3 +90,8 @@ def test_processes_that_ask_for_different_widths_are_told(session):
 )
 def test_what_cannot_be_split_is_refused_with_a_sentence(session, case, words):
     assert words in session[0]["refusals"][case]
+
+
+def test_a_model_without_a_plan_can_be_served_alone():
+    plan = make_plan(contract_build("gpt2"), 1)
+    assert not plan.parts and plan.heads(1) == [plan.num_key_value_heads]

@@ -1,0 +1,63 @@
+"""What stands before the endpoints: the key, the number of requests at a time, and the count of all answers."""
+
+import secrets
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from .metrics import Counters
+
+OPEN = ("/health",)  # for whoever watches the server, without a key
+
+
+def error_body(status: int, sentence: str) -> dict[str, Any]:
+    """In the shape in which OpenAI's client looks for what went wrong."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": sentence, "type": kind, "code": status}}
+
+
+def error_response(status: int, sentence: str) -> JSONResponse:
+    return JSONResponse(error_body(status, sentence), status_code=status)
+
+
+class Guard:
+    """
+    An ASGI app around another one, which sees all of its answers.
+
+    Args:
+        paths (`frozenset[str]`): that there are.
+        key (`str`, *optional*): that clients show as `Authorization: Bearer KEY`.
+        max_requests (`int`): requests for text at a time.
+    """
+
+    def __init__(self, app: Any, paths: frozenset[str], key: str | None, max_requests: int, counters: Counters):
+        self.app, self.paths, self.key = app, paths, key
+        self.max_requests, self.counters = max_requests, counters
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        path = scope["path"] if scope["path"] in self.paths else "other"
+
+        async def counting(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self.counters.answers[path, message["status"]] += 1
+            await send(message)
+
+        if self.key is not None and path not in OPEN and not self._shows_key(scope):
+            sentence = "The key is missing or wrong: send it as `Authorization: Bearer KEY`."
+            return await error_response(401, sentence)(scope, receive, counting)
+        if scope["method"] != "POST" or not path.startswith("/v1/"):
+            return await self.app(scope, receive, counting)
+        if self.counters.in_progress >= self.max_requests:
+            sentence = f"{self.max_requests} requests are being answered already. Try again in a moment."
+            return await error_response(429, sentence)(scope, receive, counting)
+        self.counters.in_progress += 1
+        try:
+            await self.app(scope, receive, counting)
+        finally:
+            self.counters.in_progress -= 1
+
+    def _shows_key(self, scope: Any) -> bool:
+        shown = dict(scope["headers"]).get(b"authorization", b"")
+        return secrets.compare_digest(shown, f"Bearer {self.key}".encode())
