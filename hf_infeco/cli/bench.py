@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..benchmarks import SUITES, load
+from .failing import failures_told
 
 bench = typer.Typer(help="Measure a system on this machine and write the numbers down.", no_args_is_help=True)
 
@@ -19,8 +20,6 @@ Plot = Annotated[bool, typer.Option("--plot", help="Draw the results too; needs 
 Out = Annotated[Path | None, typer.Option(help="The JSON file that is written.")]
 Model = Annotated[str | None, typer.Option(help="A folder with another model; real also takes gemma3 and the Hub's.")]
 
-EXTRAS = {"gguf": "real", "aiconfigurator_core": "aic", "datasets": "train"}  # by package; else the extra is bench
-
 
 def _command(name: str) -> Callable[..., None]:
     def measure(
@@ -29,13 +28,8 @@ def _command(name: str) -> Callable[..., None]:
         from ..benchmarks.suite import run
 
         chosen = None if parts is None else [part.strip() for part in parts.split(",") if part.strip()]
-        try:
+        with failures_told("bench"):
             written = run(load(name), chosen, quick, out, plot, model)
-        except ModuleNotFoundError as error:
-            extra = EXTRAS.get(str(error.name).partition(".")[0], "bench")
-            raise typer.BadParameter(f"{error.name} is missing: pip install 'hf_infeco[{extra}]'") from error
-        except (ConnectionError, ValueError) as error:
-            raise typer.BadParameter(str(error)) from error
         for path in written:
             typer.echo(f"wrote {path}")
 

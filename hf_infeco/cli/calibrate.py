@@ -17,7 +17,7 @@ def calibrate(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The profile; the cluster's by default.")] = None,
 ) -> None:
     """Fit prefill, decode, host gap, link and partly filled steps; print and store the error on held-out requests."""
-    with failures_told():
+    with failures_told("sim"):
         from tqdm import tqdm
 
         from ..servesim.calibrate import calibrate as fit

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from .failing import fail
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -38,6 +40,5 @@ def _load_config(model: str) -> "PreTrainedConfig":
 
 
 def _fail(message: str) -> NoReturn:
-    """One line on stderr: transformers' own messages run over several, the first sentence says it."""
-    typer.echo(f"Error: {' '.join(message.split('. ')[0].split())}", err=True)
-    raise typer.Exit(1)
+    """transformers' own messages run over several lines, the first sentence says it."""
+    fail(" ".join(message.split(". ")[0].split()))

@@ -1,4 +1,4 @@
-"""How a command of the simulator ends where a user's input is wrong: with one line, and no traceback."""
+"""How commands end where a user's input is wrong or a package is missing: with one line, and no traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,19 +6,21 @@ from typing import NoReturn
 
 import typer
 
+EXTRAS = {"gguf": "real", "aiconfigurator_core": "aic", "datasets": "train"}  # by package, whatever the command
+
 
 @contextmanager
-def failures_told() -> Iterator[None]:
-    """Around what reads files and may need an extra that is not installed."""
+def failures_told(extra: str) -> Iterator[None]:
+    """Around what reads files, and may need a package of `EXTRAS` or of the command's own `extra`."""
     try:
         yield
     except ModuleNotFoundError as error:
-        extra = "aic" if str(error.name).startswith("aiconfigurator") else "sim"
-        _fail(f"{error.name} is missing: pip install 'hf_infeco[{extra}]'")
-    except (OSError, ValueError) as error:
-        _fail(str(error))
+        needed = EXTRAS.get(str(error.name).partition(".")[0], extra)
+        fail(f"{error.name} is missing: pip install 'hf_infeco[{needed}]'")
+    except (ImportError, OSError, ValueError) as error:
+        fail(str(error))
 
 
-def _fail(message: str) -> NoReturn:
+def fail(message: str) -> NoReturn:
     typer.echo(f"Error: {message}", err=True)
     raise typer.Exit(1)

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from .failing import fail
 from .tables import read_rows, read_tokens, table_kind
 
 index = typer.Typer(help="Build, look at and check an index of decodable sequences.", no_args_is_help=True)
@@ -33,17 +34,17 @@ def build(
     try:
         if table_kind(source) == ".npy":
             if item_id is not None:
-                _fail(f"{source} is an array: it has no field {item_id!r} with ids")
+                fail(f"{source} is an array: it has no field {item_id!r} with ids")
             sequences = _array(source)
         else:
             sequences = read_tokens(read_rows(source), tokens.split(","), item_id, ids)
         built = StaticIndex.build(sequences, vocab_size=vocab_size, item_ids=None if item_id is None else ids)
     except (OSError, TypeError, ValueError, EOFError) as error:
-        _fail(f"{source}: {error}")
+        fail(f"{source}: {error}")
     try:
         built.save_pretrained(folder)
     except OSError as error:
-        _fail(f"{folder}: {error}")
+        fail(f"{folder}: {error}")
     typer.echo(f"wrote {built} to {folder}")
 
 
@@ -83,15 +84,10 @@ def _load(folder: str) -> Any:
     try:
         return StaticIndex.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        _fail(f"{folder!r} is no index: {error}")
+        fail(f"{folder!r} is no index: {error}")
 
 
 def _array(source: Path) -> Any:
     import numpy as np
 
     return np.load(source, mmap_mode="r", allow_pickle=False)
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"Error: {message}", err=True)
-    raise typer.Exit(1)

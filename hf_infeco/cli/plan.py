@@ -22,7 +22,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Simulate every layout; print TTFT, time per token and dollars, and why each loser lost."""
-    with failures_told():
+    with failures_told("sim"):
         from tqdm import tqdm
 
         from ..servesim import read_trace

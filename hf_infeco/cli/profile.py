@@ -23,7 +23,7 @@ def profile(
     max_seqs: Annotated[int, typer.Option(help="Sequences that decode together.")] = 16,
 ) -> None:
     """Write the tables that simulate and plan read; a run that was cut off goes on where it was."""
-    with failures_told():
+    with failures_told("sim"):
         shared = tuple(int(width) for width in widths.split(","))
         if aic is not None:
             from ..servesim.aic import write_aic

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .simulate import fail
+from .failing import failures_told
 
 
 def serve(
@@ -24,7 +24,7 @@ def serve(
     """Serve a model: /v1/completions, /v1/chat/completions, /status, /switch, /metrics. Needs the extra `serve`."""
     if width != "auto" and not width.isdecimal():
         raise typer.BadParameter(f"--width {width} must be auto or a number of processes.")
-    try:
+    with failures_told("serve"):
         from ..serving import Limits, Settings
         from ..serving import serve as answer
 
@@ -38,7 +38,3 @@ def serve(
             limits=Limits(api_key or None, max_requests),
         )
         answer(settings, lambda address: typer.echo(f"serving {model} on {address}"))
-    except ModuleNotFoundError as error:
-        fail(f"{error.name} is missing: pip install 'hf_infeco[serve]'")
-    except (ImportError, OSError, ValueError) as error:
-        fail(str(error))

@@ -29,7 +29,7 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Serve a trace in simulated time; print TTFT, time per token and throughput, and how far to trust them."""
-    with failures_told():
+    with failures_told("sim"):
         from tqdm import tqdm
 
         from ..servesim import read_trace

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from .failing import failures_told
+
 train = typer.Typer(help="Teach a model something; a run that was stopped goes on.", no_args_is_help=True)
 
 
@@ -20,12 +22,8 @@ def sidequest(
     ),
 ) -> None:
     """An adapter that tidies an agent's context: rollouts, labels, training, evaluation. Needs the extra `train`."""
-    try:
+    with failures_told("train"):
         from ..training.sidequest import RecipeConfig, run_recipe
 
         settings = RecipeConfig.from_dict(json.loads(config.read_text()) if config else {})
         typer.echo(f"saved {run_recipe(model, settings, out)}")
-    except ModuleNotFoundError as error:
-        raise typer.BadParameter(f"{error.name} is missing: pip install 'hf_infeco[train]'") from error
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error

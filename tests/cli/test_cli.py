@@ -99,7 +99,7 @@ def test_train_tells_what_is_wrong_with_a_config(tmp_path):
     config = tmp_path / "config.json"
     config.write_text('{"traces": 0}')
     result = CliRunner().invoke(app, ["train", "sidequest", "--model", "nowhere", "--config", str(config)])
-    assert result.exit_code == 2 and "traces=0 must be at least 1" in " ".join(result.output.split())
+    assert result.exit_code == 1 and "traces=0 must be at least 1" in " ".join(result.output.split())
 
 
 def test_serve_without_its_extra_names_it(monkeypatch):
