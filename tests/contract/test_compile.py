@@ -12,6 +12,7 @@ from .families import DEVICE, build, prompt
 from .settings import EXACT, LOSSY
 
 LENGTH = 60
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
