@@ -93,6 +93,7 @@ CACHES = {
     "InnerQ, no norms of values": _innerq(InnerQConfig(normalize_values=False)),
     "InnerQ balanced": PRESETS["InnerQ balanced"],
     "InnerQ size": PRESETS["InnerQ size"],
+    "InnerQ size, not rotated": _innerq(replace(InnerQConfig.size(), rotate_keys=False)),
     "InnerQ base": PRESETS["InnerQ base"],
     "InnerQ hybrid": PRESETS["InnerQ hybrid"],
     "TurboQuant, 3 bits": Way(other=ROTATED["TurboQuant, 3 bits"], bits=3.25),

@@ -27,8 +27,8 @@ class InnerQConfig(MethodConfig, method="innerq"):
             whichever is nearer; costs one float16 zero point per group.
         normalize_keys (`bool`, defaults to `True`): divide key channels by their norm over the first tokens.
         center_keys (`bool`, defaults to `True`): take each key channel's mean over the first tokens off first.
-        rotate_keys (`bool`, defaults to `False`): spread what is left of each channel over all, see
-            `kernels.innerq.reference.rotate`; costs no bits, and a product of each query with a `[D, D]` matrix.
+        rotate_keys (`bool`, defaults to `False`): spread what is left of each channel over 32 or more, see
+            `kernels.innerq.reference.rotate`; costs no bits, and a product of each query with a matrix as wide.
         normalize_values (`bool`, defaults to `True`): divide each token's values by their norm; costs 16 bits per
             token and KV head.
         sink (`int`, defaults to 32): first tokens kept in full precision.

@@ -247,7 +247,7 @@ def rotate(numbers: torch.Tensor) -> torch.Tensor:
     channels as the largest power of two that divides D [ours, after QuaRot, arXiv 2404.00456].
 
     q.k stays what it was where both are rotated, and a channel that is much larger than the others of its group, whose
-    step they would all get, is spread over all of them.
+    step they would all get, is spread over that many: 32 or more, since keys are filled to whole groups before.
     """
     width = numbers.shape[-1] & -numbers.shape[-1]
     matrix = _hadamard(width, numbers.device)
@@ -256,9 +256,10 @@ def rotate(numbers: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=16)
 def _hadamard(width: int, device: torch.device) -> torch.Tensor:
-    matrix = torch.full((1, 1), width**-0.5, dtype=torch.float32, device=device)
-    while len(matrix) < width:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    with torch.inference_mode(False):  # it is kept, and a later call may need a gradient
+        matrix = torch.full((1, 1), width**-0.5, dtype=torch.float32, device=device)
+        while len(matrix) < width:
+            matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix
 
 

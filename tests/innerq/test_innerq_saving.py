@@ -156,6 +156,18 @@ def test_the_first_format_version_is_still_read(path):
     assert torch.equal(loaded.layers[1].values, cache.layers[1].values)
 
 
+def test_a_file_of_the_fourth_format_version_has_keys_that_are_not_rotated(path):
+    cache = filled(settings=replace(SETTINGS, rotate_keys=False))
+    cache.save(path)
+    with safe_open(path, framework="pt") as file:
+        settings = json.loads(file.metadata()[saving.HEADER])["innerq"]
+    del settings["rotate_keys"]  # there was no such setting
+    rewrite_header(path, format_version=4, innerq=settings)
+    loaded = InnerQCache.load(path, CONFIG)
+    assert not loaded.innerq.rotate_keys
+    assert torch.equal(loaded.layers[1].keys, cache.layers[1].keys)
+
+
 def test_a_header_that_counts_other_tokens_is_refused(path):
     filled().save(path)
     rewrite_header(path, num_tokens=301)

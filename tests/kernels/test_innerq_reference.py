@@ -109,6 +109,15 @@ def test_a_rotation_keeps_products_and_undoes_itself(width):
     torch.testing.assert_close(reference.rotate(reference.rotate(key)), key, rtol=1e-5, atol=1e-5)
 
 
+def test_a_rotation_first_used_in_inference_mode_carries_a_gradient_later():
+    reference._hadamard.cache_clear()
+    with torch.inference_mode():
+        reference.rotate(torch.ones(1, 64))
+    query = torch.ones(1, 64, requires_grad=True)
+    reference.rotate(query).square().sum().backward()
+    torch.testing.assert_close(query.grad, 2 * torch.ones(1, 64))
+
+
 def test_a_rotation_spreads_a_channel_that_is_much_larger_than_the_others():
     key = random_groups(2, 2, 640, 2).flatten(-2)
     key[..., 3] *= 10
