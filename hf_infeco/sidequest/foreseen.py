@@ -28,7 +28,8 @@ def replay(
 ) -> SideQuestResult | None:
     """
     What `session.run(messages)` returns if all goes as foreseen, found much sooner than token by token: greedy
-    decoding writes a text exactly if each of its tokens is the most likely one behind those before it.
+    decoding writes a text exactly if each of its tokens is the most likely one behind those before it. The tools are
+    called as the solution calls them, before the model is asked: they must be without effects, as reading is.
 
     Args:
         session (`SideQuestSession`): of the conversation.

@@ -72,7 +72,7 @@ def measure(
     entries = [entry for batch in (whole_lines(path) if path else []) for entry in batch]
     bar = logging.tqdm(total=len(tasks), initial=len(entries), desc=name)
     while batch := tasks[len(entries) : len(entries) + at_once]:
-        results = _results([agent.session(task, policy(task)) for task in batch], batch)
+        results = _results(lambda task: agent.session(task, policy(task)), batch)
         new = [as_entry(task, result, agent.tool_format) for task, result in zip(batch, results)]
         if path:
             add_line(path, new)
@@ -82,14 +82,17 @@ def measure(
     return entries
 
 
-def _results(sessions: list[SideQuestSession], batch: list[AgentTask]) -> list[SideQuestResult | ContextFull]:
-    """What the sessions come to; those that do not go as foreseen are run, in one batch if they can."""
-    results: list[Any] = [_foreseen(session, task) for session, task in zip(sessions, batch)]
+def _results(
+    make: Callable[[AgentTask], SideQuestSession], batch: list[AgentTask]
+) -> list[SideQuestResult | ContextFull]:
+    """What sessions come to; tasks that do not go as foreseen are run in new ones, in one batch if they can."""
+    results: list[Any] = [_foreseen(make(task), task) for task in batch]
     left = [at for at, result in enumerate(results) if result is None]
+    sessions = [make(batch[at]) for at in left]
     if any(session.waits for session in sessions):
-        ran = [_alone(sessions[at], batch[at]) for at in left]
+        ran = [_alone(session, batch[at]) for session, at in zip(sessions, left)]
     else:
-        ran = run_many([sessions[at] for at in left], [batch[at].messages for at in left]) if left else []
+        ran = run_many(sessions, [batch[at].messages for at in left]) if left else []
     for at, result in zip(left, ran):
         results[at] = result
     return results
