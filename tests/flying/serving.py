@@ -116,6 +116,7 @@ def trouble() -> dict:
     found["order"] = list(answers(manager, {*names, urgent}, TIMEOUT)).index(urgent)
     growing = manager.add_request(long, max_new_tokens=60)
     found["no room"] = message_of(lambda: manager.switch(1))
+    found["refused"] = manager.status()["refused"]
     manager.cancel_request(growing)
 
     manager.switch(1)

@@ -76,6 +76,7 @@ def test_a_request_with_priority_overtakes(trouble):
 
 def test_a_width_without_room_for_what_runs_is_refused(trouble):
     assert "width 1 holds 128" in trouble["no room"]
+    assert trouble["refused"] == {1: trouble["no room"]}
 
 
 def test_a_loop_that_dies_fails_its_requests_and_serves_on_alone(trouble):
