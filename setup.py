@@ -7,5 +7,5 @@ setup(
     packages=find_namespace_packages(
         include=["hf_infeco", "hf_infeco.*"], exclude=["*.__pycache__", "*.results", "*.data", "*.data.*"]
     ),
-    package_data={"hf_infeco": ["py.typed", "servesim/devices.yaml"]},
+    package_data={"hf_infeco": ["py.typed", "servesim/devices.yaml", "serving/status.html"]},
 )

@@ -66,7 +66,8 @@ def module_files() -> set[str]:
 
 def test_the_wheel_holds_every_module_once_and_nothing_else(wheel):
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
-    assert sorted(names) == sorted({*module_files(), "hf_infeco/py.typed", "hf_infeco/servesim/devices.yaml"})
+    data = {"hf_infeco/py.typed", "hf_infeco/servesim/devices.yaml", "hf_infeco/serving/status.html"}
+    assert sorted(names) == sorted({*module_files(), *data})
 
 
 def test_the_sdist_holds_every_module_once(sdist):

@@ -21,7 +21,11 @@ def serve(
     ] = 8192,
     max_requests: Annotated[int, typer.Option(min=1, help="At a time; more are answered with 429.")] = 64,
 ) -> None:
-    """Serve a model: /v1/completions, /v1/chat/completions, /status, /switch, /metrics. Needs the extra `serve`."""
+    """
+    Serve a model: /v1/completions, /v1/chat/completions, /status, /switch, /metrics, and a status page at /.
+
+    Needs the extra `serve`.
+    """
     if width != "auto" and not width.isdecimal():
         raise typer.BadParameter(f"--width {width} must be auto or a number of processes.")
     with failures_told("serve"):

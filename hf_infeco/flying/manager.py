@@ -24,6 +24,7 @@ from .window import Costs
 logger = logging.get_logger(__name__)
 
 POLICY_INTERVAL = 0.02  # seconds between two looks at the load
+REPORT_INTERVAL = 0.5  # seconds between two reports to the front
 
 
 class FlyingManager(Engine):
@@ -73,6 +74,7 @@ class FlyingManager(Engine):
         self.output_router = FlyingRouter(lambda: self.is_tp_driver, self._answer)
         self.batch_processor.output_router = self.output_router
         self.policy = make_policy(policy) if isinstance(policy, str) else policy
+        self._kv_use: dict[int, float] = {}  # of the others, at the front
         self._links = Links(self._world, self._handle, self._lose)
 
     # ------------------------------------------------------------ life
@@ -87,6 +89,8 @@ class FlyingManager(Engine):
         self._spawn(self._watch, self._recovered)
         if self.is_front and self.policy is not None:
             self._spawn(self._follow_policy, self.policy)
+        if not self.is_front:
+            self._spawn(self._report)
 
     def _spawn(self, target: Any, *args: Any) -> None:
         threading.Thread(target=target, args=args, name=f"flying-{target.__name__}", daemon=True).start()
@@ -201,6 +205,8 @@ class FlyingManager(Engine):
             self.cancel_queue.put(rest[0])
         elif kind == "outputs":
             self._take(rest[0])
+        elif kind == "kv_use":
+            self._kv_use[rank] = rest[0]
         elif kind == "switch":
             self._follow(*rest)
         elif kind == "broken":
@@ -240,7 +246,7 @@ class FlyingManager(Engine):
         if width not in self.switcher.widths:
             raise ValueError(f"width={width} cannot be had: use one of {self.switcher.widths}.")
         with self._switching:
-            if all(len(ranks) == width for ranks in self._front.groups.values()):
+            if self._is_at(width):
                 return
             with self._front.lock:
                 self._check_switch(width)
@@ -255,6 +261,9 @@ class FlyingManager(Engine):
                 with self._front.lock:
                     self._front.is_open = was_open
                     self._dispatch()
+
+    def _is_at(self, width: int) -> bool:
+        return all(len(ranks) == width for ranks in self._front.groups.values())
 
     def _check_switch(self, width: int) -> None:
         if not self._can_merge or len(self._links.ranks) < dist.get_world_size() - 1:
@@ -326,18 +335,48 @@ class FlyingManager(Engine):
             self._dispatch()
         self.output_router.deliver_here(failed)
 
+    # ------------------------------------------------------------ what is going on
+
+    def _report(self) -> None:
+        """Tells the front how full the pool of this process is, whenever that has changed."""
+        told = 0.0
+        while not self._stopped.wait(REPORT_INTERVAL):
+            if (use := self.pool.use()) != told:
+                self._links.send(FRONT, "kv_use", use)
+                told = use
+
     def status(self) -> dict[str, Any]:
-        """Of the front: width, groups by their ranks, requests that are held and that run, budgets, last switch."""
+        """
+        Of the front: `width`, `groups` by their ranks, requests that are `held`, that are `running`, and of these
+        `prefilling`; `kv_use` by rank, from 0 to 1 and of the others up to half a second old; `budgets`; widths that
+        would be `refused`, with the reason; name of the `policy`; `last_switch`.
+        """
         with self._front.lock:
-            state, groups = self.snapshot(), sorted(self._front.groups.values())
+            state, groups, refused = self.snapshot(), sorted(self._front.groups.values()), self._refused()
+        use = self._kv_use | {self.rank: self.pool.use()}
         return {
             "width": self.width,
             "groups": groups,
             "held": len(state.waiting),
             "running": len(state.running),
+            "prefilling": sum(request.is_prefilling for request in state.running),
+            "kv_use": {rank: use.get(rank, 0.0) for ranks in groups for rank in ranks},
             "budgets": dict(self.budgets),
+            "refused": refused,
+            "policy": None if self.policy is None else self.policy.name,
             "last_switch": self.switches[-1] if self.switches else None,
         }
+
+    def _refused(self) -> dict[int, str]:
+        """Widths to which `switch` cannot go now, each with its sentence. The front's lock is held."""
+        found = {}
+        for width in self.switcher.widths:
+            try:
+                if not self._is_at(width):
+                    self._check_switch(width)
+            except (ValueError, RuntimeError) as error:
+                found[width] = str(error)
+        return found
 
 
 def _check(model: PreTrainedModel, config: ContinuousBatchingConfig) -> None:

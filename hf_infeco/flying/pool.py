@@ -175,3 +175,11 @@ class Pool:
         """Blocks that requests own; cached ones of prefix sharing are free to go."""
         allocators = self.cache.cache_allocators.values()
         return sum(len(blocks) for each in allocators for blocks in each.block_table.values())
+
+    def use(self) -> float:
+        """The share of the pool's bytes that requests own, from 0 to 1. Any thread may ask while the loop runs."""
+        used = 0
+        for allocator in self.cache.cache_allocators.values():
+            owned = list(allocator.block_table.values())  # at once: the loop adds and drops requests meanwhile
+            used += len(set().union(*owned)) * allocator.bytes_per_block  # requests share blocks of a common prefix
+        return used / (self.cache.num_sectors * self.cache.bytes_per_sector)

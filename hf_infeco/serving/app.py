@@ -1,4 +1,4 @@
-"""The endpoints: OpenAI's completions and chats, the status of the processes, and switching their width."""
+"""The endpoints: OpenAI's completions and chats, the status of the processes and its page, and switching the width."""
 
 import asyncio
 import contextlib
@@ -7,10 +7,11 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from jinja2 import TemplateError
 from starlette.exceptions import HTTPException as AnyHTTPException
 from transformers import PreTrainedTokenizerFast
@@ -23,6 +24,14 @@ from .handlers import Chats, Completions
 from .metrics import Counters, as_text
 
 GONE = 499  # nginx's word for a client that left; nobody reads it but the counters
+PAGE = Path(__file__).with_name("status.html")
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    # It loads nothing, asks this server only, and lies in no frame, where another page could have its buttons pressed.
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,14 @@ def build_app(manager: FlyingManager, tokenizer: PreTrainedTokenizerFast, name: 
     """
     app, counters, created = FastAPI(openapi_url=None), Counters(), int(time.time())
     handled = FlyingGeneration(manager, counters), name, manager.model, tokenizer
+    page = HTMLResponse(PAGE.read_bytes(), headers=PAGE_HEADERS)
+
+    def current_status() -> dict[str, Any]:
+        return {"model": name, **manager.status(), "generated_tokens": counters.generated_tokens}
+
+    @app.get("/")
+    async def status_page() -> Response:
+        return page
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -72,7 +89,7 @@ def build_app(manager: FlyingManager, tokenizer: PreTrainedTokenizerFast, name: 
 
     @app.get("/status")
     async def status() -> dict[str, Any]:
-        return manager.status()
+        return current_status()
 
     @app.post("/switch")
     async def switch(request: Request) -> dict[str, Any]:
@@ -85,7 +102,7 @@ def build_app(manager: FlyingManager, tokenizer: PreTrainedTokenizerFast, name: 
             raise refuse(str(error)) from error
         except RuntimeError as error:
             raise HTTPException(status_code=503, detail=str(error)) from error
-        return manager.status()
+        return current_status()
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:

@@ -1,4 +1,4 @@
-"""What stands before the endpoints: the key, the number of requests at a time, and the count of all answers."""
+"""What stands before the endpoints: the key, whose page asks, requests at a time, and the count of all answers."""
 
 import secrets
 from typing import Any
@@ -7,7 +7,8 @@ from fastapi.responses import JSONResponse
 
 from .metrics import Counters
 
-OPEN = ("/health",)  # for whoever watches the server, without a key
+OPEN = ("/", "/health")  # without a key: the page, which asks for it, and for whoever watches the server
+READING = ("GET", "HEAD", "OPTIONS")
 
 
 def error_body(status: int, sentence: str) -> dict[str, Any]:
@@ -47,6 +48,9 @@ class Guard:
         if self.key is not None and path not in OPEN and not self._shows_key(scope):
             sentence = "The key is missing or wrong: send it as `Authorization: Bearer KEY`."
             return await error_response(401, sentence)(scope, receive, counting)
+        if scope["method"] not in READING and _is_of_another_site(scope):
+            sentence = "A page of another site asks this. Open the page of this server itself."
+            return await error_response(403, sentence)(scope, receive, counting)
         if scope["method"] != "POST" or not path.startswith("/v1/"):
             return await self.app(scope, receive, counting)
         if self.counters.in_progress >= self.max_requests:
@@ -61,3 +65,12 @@ class Guard:
     def _shows_key(self, scope: Any) -> bool:
         shown = dict(scope["headers"]).get(b"authorization", b"")
         return secrets.compare_digest(shown, f"Bearer {self.key}".encode())
+
+
+def _is_of_another_site(scope: Any) -> bool:
+    """Whether a browser asks for a page that another server gave it. Clients that are no browser tell neither."""
+    headers = dict(scope["headers"])
+    if (site := headers.get(b"sec-fetch-site")) is not None:  # right behind proxies that change `Host` too
+        return site not in (b"same-origin", b"none")
+    origin = headers.get(b"origin")
+    return origin is not None and origin.partition(b"://")[2] != headers.get(b"host")

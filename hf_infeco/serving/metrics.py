@@ -37,6 +37,9 @@ def as_text(counters: Counters, status: dict[str, Any], num_switches: int) -> st
     add("requests_in_progress", "gauge", "Requests for text that are being answered.", {"": counters.in_progress})
     add("requests_held", "gauge", "Requests that wait for a group of processes.", {"": status["held"]})
     add("requests_running", "gauge", "Requests that groups of processes have.", {"": status["running"]})
+    add("requests_prefilling", "gauge", "Running requests without a first token.", {"": status["prefilling"]})
+    shares = {f'{{rank="{rank}"}}': share for rank, share in status["kv_use"].items()}
+    add("kv_use", "gauge", "Share of the KV cache that requests own, by process.", shares)
     add("prompt_tokens_total", "counter", "Tokens of prompts.", {"": counters.prompt_tokens})
     add("generated_tokens_total", "counter", "Tokens generated.", {"": counters.generated_tokens})
     seconds = {"_sum": counters.first_token_seconds, "_count": counters.first_tokens}

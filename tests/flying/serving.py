@@ -116,6 +116,7 @@ def trouble() -> dict:
     found["order"] = list(answers(manager, {*names, urgent}, TIMEOUT)).index(urgent)
     growing = manager.add_request(long, max_new_tokens=60)
     found["no room"] = message_of(lambda: manager.switch(1))
+    found["refused"] = manager.status()["refused"]
     manager.cancel_request(growing)
 
     manager.switch(1)
@@ -124,6 +125,10 @@ def trouble() -> dict:
     found["failed"] = str(failed.error)
     name = manager.add_request(short, max_new_tokens=8)
     found["again"] = answers(manager, {name}, TIMEOUT)[name][0].generated_tokens
+    with manager.pause():
+        name = manager.add_request(short, max_new_tokens=8, streaming=True)
+        found["parked"] = manager.status()
+    manager.cancel_request(name)
     found["groups"] = manager.status()["groups"]
     manager.switch(2)
     name = manager.add_request(short, max_new_tokens=8)

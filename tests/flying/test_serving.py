@@ -76,6 +76,7 @@ def test_a_request_with_priority_overtakes(trouble):
 
 def test_a_width_without_room_for_what_runs_is_refused(trouble):
     assert "width 1 holds 128" in trouble["no room"]
+    assert trouble["refused"] == {1: trouble["no room"]}
 
 
 def test_a_loop_that_dies_fails_its_requests_and_serves_on_alone(trouble):
@@ -83,6 +84,10 @@ def test_a_loop_that_dies_fails_its_requests_and_serves_on_alone(trouble):
     assert trouble["again"] == trouble["text"]
     assert trouble["groups"] == [(0,), (1,)]
     assert trouble["merged again"] == trouble["text"]
+
+
+def test_a_request_without_a_first_token_counts_as_prefilling(trouble):
+    assert (trouble["parked"]["running"], trouble["parked"]["prefilling"]) == (1, 1)
 
 
 def test_a_process_whose_groups_broke_tells_the_front(trouble):

@@ -52,10 +52,10 @@ class Server:
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0, timeout=TIMEOUT)
 
-    def ask(self, path: str, body: Any = None, key: str = KEY, kind: str = "application/json") -> tuple[int, str]:
+    def ask(self, path: str, body: Any = None, key: str = KEY, **headers: str) -> tuple[int, str]:
         """Status and text of an answer; `body` is sent as JSON, or as it is where it is bytes."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        headers = {"Authorization": f"Bearer {key}", "Content-Type": kind}
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"} | headers
         request = urllib.request.Request(self.address + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:

@@ -1,6 +1,8 @@
 """The endpoint on one process, over HTTP and by the official client, as most users will try it first."""
 
 import json
+import re
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 from ..flying.models import build
 
 openai = pytest.importorskip("openai", reason="the extra [serve] is not installed")
+
+from hf_infeco.serving.app import PAGE  # noqa: E402
 
 from . import server as servers  # noqa: E402
 
@@ -146,7 +150,43 @@ def test_what_asks_for_nothing_is_let_through(server, words):
 
 
 def test_only_json_is_read_so_that_no_page_in_a_browser_can_send_a_form(server):
-    assert server.ask("/switch", b'{"width": 1}', kind="text/plain")[0] == 415
+    assert server.ask("/switch", b'{"width": 1}', **{"Content-Type": "text/plain"})[0] == 415
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://another.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:1"},
+    ],
+)
+def test_a_page_of_another_site_changes_nothing_even_with_the_key(server, headers):
+    for path, body in (("/switch", {"width": 1}), ("/v1/completions", {"prompt": "w1", "max_tokens": 1})):
+        code, text = server.ask(path, body, **headers)
+        assert code == 403 and "A page of another site" in text
+
+
+def test_the_page_of_this_server_may_switch_behind_a_proxy_too(server):
+    for headers in ({"Origin": server.address}, {"Origin": "https://proxy.example", "Sec-Fetch-Site": "same-origin"}):
+        assert server.ask("/switch", {"width": 1}, **headers)[0] == 200
+
+
+def test_the_page_comes_without_the_key_and_takes_nothing_from_elsewhere(server):
+    with urllib.request.urlopen(server.address, timeout=servers.TIMEOUT) as answer:
+        page, headers = answer.read().decode(), answer.headers
+    assert page == PAGE.read_text(encoding="utf-8") and headers["Content-Type"] == "text/html; charset=utf-8"
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert "//" not in page and not re.search(r"\bsrc\b|@import|url\(", page)
+    assert not re.search("innerHTML|outerHTML|insertAdjacentHTML|document.write", page)
+    assert server.ask("/", {}, key="wrong")[0] == 405
+
+
+def test_what_the_page_reads_is_there(server):
+    page = PAGE.read_text(encoding="utf-8")
+    assert set(re.findall(r"\bstatus\??\.(\w+)", page)) <= set(server.status())
+    assert set(re.findall(r'\bat\("(\w+)"\)', page)) <= set(re.findall(r'id="(\w+)"', page))
 
 
 def test_a_body_over_the_limit_is_refused(server):
@@ -190,6 +230,19 @@ def test_the_request_of_a_client_that_leaves_is_cancelled(server):
     assert 'path="/v1/completions",status="499"' in server.ask("/metrics")[1]
 
 
+def test_the_status_counts_tokens_and_tells_how_full_the_cache_is(server):
+    before = server.status()
+    assert before["model"] == name_of(server) and before["kv_use"] == {"0": 0} and before["policy"] is None
+    with complete(server, stream=True, max_tokens=4000) as stream:
+        for _ in zip(range(200), stream):
+            pass
+        found = server.status()
+    # At least 205 tokens of 4064 or a little more, which the page of 32 and the whole cache may round.
+    assert 205 / 4096 < found["kv_use"]["0"] <= 1 and found["prefilling"] == 0
+    assert found["generated_tokens"] >= before["generated_tokens"] + 200
+    assert servers.until(lambda: server.status()["kv_use"] == {"0": 0})
+
+
 def test_metrics_count_what_was_answered(server):
     def read() -> dict[str, float]:
         lines = server.ask("/metrics")[1].splitlines()
@@ -203,6 +256,7 @@ def test_metrics_count_what_was_answered(server):
     assert grown["hf_infeco_first_token_seconds_count"] == 1 and grown["hf_infeco_first_token_seconds_sum"] > 0
     assert grown['hf_infeco_answers_total{path="/v1/completions",status="200"}'] == 1
     assert after["hf_infeco_requests_in_progress"] == 0 and after["hf_infeco_width"] == 1
+    assert after['hf_infeco_kv_use{rank="0"}'] == 0
 
 
 def test_one_process_has_one_width(server):

@@ -24,6 +24,20 @@ def outcome(stream) -> str:
         return error.message
 
 
+def use_of_streams(server, folder) -> bool:
+    """Whether the share of the cache that each process uses rises with a request and falls to 0 again."""
+
+    def uses() -> list[float]:
+        return list(server.status()["kv_use"].values())
+
+    fields = dict(model=str(folder), max_tokens=4000, stream=True, temperature=0)
+    going = [server.client.completions.create(prompt=prompt, **fields) for prompt in PROMPTS]
+    rose = servers.until(lambda: len(uses()) == 2 and min(uses()) > 0)
+    for stream in going:
+        stream.close()
+    return rose and servers.until(lambda: uses() == [0, 0])
+
+
 @pytest.fixture(scope="module")
 def session(tmp_path_factory) -> dict:
     """Everything in turn, since starting the processes is what costs."""
@@ -48,12 +62,14 @@ def session(tmp_path_factory) -> dict:
         found["during"] = server.status()
         server.ask("/switch", {"width": 1})  # merged, tiny steps are slower
         found["switched"] = texts(going)
+        found["use"] = use_of_streams(server, folder)
         found["too wide"] = server.ask("/switch", {"width": 4})
         going = streams()
         (follower,) = server.followers()
         os.kill(follower, signal.SIGKILL)
         found["after a death"] = [outcome(stream) for stream in going]
         found["cannot merge"] = server.ask("/switch", {"width": 2})
+        found["alone"] = server.status()
         found["health"] = server.ask("/health")
         going = streams()
         ending = pool.submit(server.stop)
@@ -76,6 +92,10 @@ def test_the_switches_happened_while_both_processes_had_a_request(session):
     assert session["during"]["last_switch"]["requests"] == 2
 
 
+def test_the_front_knows_how_full_the_cache_of_each_process_is(session):
+    assert session["use"]
+
+
 def test_a_width_that_there_is_not_is_refused(session):
     code, text = session["too wide"]
     assert code == 400 and "use one of [1, 2]" in text
@@ -87,6 +107,9 @@ def test_when_a_process_dies_its_request_fails_with_a_sentence_and_the_server_se
     assert failed == "The request failed: Process 1, which served this request, is gone."
     code, text = session["cannot merge"]
     assert code == 503 and "cannot change any more" in text
+    assert session["before"]["refused"] == {} and session["alone"]["groups"] == [[0]]
+    assert list(session["alone"]["refused"]) == ["2"] and session["alone"]["refused"]["2"] in text
+    assert list(session["alone"]["kv_use"]) == ["0"]
     assert session["health"][0] == 200
 
 
