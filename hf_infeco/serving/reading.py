@@ -1,4 +1,4 @@
-"""Chats as their model's template reads them. What it cannot read, as a tool call that was cut, is content as it is."""
+"""Answers as their model's template reads them. What it cannot read, such as a cut tool call, is content as it is."""
 
 import copy
 from collections.abc import Callable
@@ -17,10 +17,8 @@ def forgiving(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     def parse_response(response: list[int], *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
             message = tokenizer.parse_response(response, *args, **kwargs)
-            calls = message.get("tool_calls") or []
-            response_events_to_chunks(
-                [{"type": "region_close", "field": "tool_calls", "value": call} for call in calls]
-            )
+            for call in message.get("tool_calls") or []:
+                response_events_to_chunks([{"type": "region_close", "field": "tool_calls", "value": call}])
             return message
         except UNREADABLE:
             return {"content": tokenizer.decode(response, skip_special_tokens=True)}

@@ -13,7 +13,7 @@ def cut(text: str, stops: Sequence[str]) -> str:
 class StoppingQueue(asyncio.Queue):
     """
     Pieces of a text on their way to a client, up to the first stop string; then None, and nothing more. What might be
-    the beginning of one is held back until the next piece tells. An exception is raised by `get`, after all pieces.
+    the beginning of one is held back until the next piece tells. An exception is the end too: `get` raises it.
 
     Args:
         stops (`Sequence[str]`): not empty ones.
@@ -23,6 +23,7 @@ class StoppingQueue(asyncio.Queue):
     def __init__(self, stops: Sequence[str], stop: Callable[[], None]):
         super().__init__()
         self._stops, self._stop, self._held, self._is_over = stops, stop, "", False
+        self._has_failed = False
 
     def put_nowait(self, item: Any) -> None:
         if self._is_over:
@@ -31,6 +32,7 @@ class StoppingQueue(asyncio.Queue):
             self._pass_on(self._held)
             self._held = ""
             super().put_nowait(item)
+            self._is_over = self._has_failed = isinstance(item, Exception)
             return
         text = self._held + item
         kept = cut(text, self._stops)
@@ -44,7 +46,7 @@ class StoppingQueue(asyncio.Queue):
         self._pass_on(text[: len(text) - len(self._held)])
 
     def get_nowait(self) -> Any:
-        if not self.empty() and isinstance(self._queue[0], Exception):
+        if self._has_failed and self.qsize() == 1:
             raise asyncio.QueueEmpty  # whoever drains this queue would lose what was drained before
         return super().get_nowait()
 

@@ -3,11 +3,10 @@
 import json
 
 import pytest
-
-openai = pytest.importorskip("openai", reason="the extra [serve] is not installed")
-
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+pytest.importorskip("openai", reason="the extra [serve] is not installed")
 
 from .canned import Canned, app_of, ask
 
