@@ -10,13 +10,16 @@ EXTRAS = {"gguf": "real", "aiconfigurator_core": "aic", "datasets": "train"}  # 
 
 
 @contextmanager
-def failures_told(extra: str) -> Iterator[None]:
-    """Around what reads files, and may need a package of `EXTRAS` or of the command's own `extra`."""
+def failures_told(extra: str | None) -> Iterator[None]:
+    """
+    Around what reads files, and may need a package of `EXTRAS` or of the command's own `extra`; with None, one that
+    only the user's model asks for.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
         needed = EXTRAS.get(str(error.name).partition(".")[0], extra)
-        fail(f"{error.name} is missing: pip install 'hf_infeco[{needed}]'")
+        fail(f"{error.name} is missing: pip install 'hf_infeco[{needed}]'" if needed else str(error))
     except (ImportError, OSError, ValueError) as error:
         fail(str(error))
 

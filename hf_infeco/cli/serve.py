@@ -28,17 +28,19 @@ def serve(
     """
     if width != "auto" and not width.isdecimal():
         raise typer.BadParameter(f"--width {width} must be auto or a number of processes.")
+    if api_key == "":  # such as of a variable that is not set
+        raise typer.BadParameter("--api-key is empty: leave it out to serve without a key.")
     with failures_told("serve"):
         from ..serving import Limits, Settings
         from ..serving import serve as answer
-
-        settings = Settings(
-            model=model,
-            width=None if width == "auto" else int(width),
-            processes=processes,
-            host=host,
-            port=port,
-            cache_tokens=cache_tokens,
-            limits=Limits(api_key or None, max_requests),
-        )
+    settings = Settings(
+        model=model,
+        width=None if width == "auto" else int(width),
+        processes=processes,
+        host=host,
+        port=port,
+        cache_tokens=cache_tokens,
+        limits=Limits(api_key, max_requests),
+    )
+    with failures_told(None):
         answer(settings, lambda address: typer.echo(f"serving {model} on {address}"))

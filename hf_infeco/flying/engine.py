@@ -162,7 +162,7 @@ class Engine(ContinuousBatchingManager):
             error = caught
         self._go_on(window, error, "moving in")
         if target > 1:
-            share_random_state(self.switcher.groups[target])
+            share_random_state(self.switcher.groups[target], self.model.device)
         else:
             part_random_state()
 

@@ -104,7 +104,16 @@ class Front:
         orphans = [entry for entry in self._entries.values() if entry.driver == driver == rank]
         for entry in orphans:
             del self._entries[entry.state.request_id]
-        return [_failure(entry, rank) for entry in orphans]
+        error = f"Process {rank}, which served this request, is gone."
+        return [_failure(entry, error) for entry in orphans]
+
+    def give_up(self, budget: int) -> list[GenerationOutput]:
+        """Forgets what is held and may grow beyond `budget` tokens, the most that will be had; the answers to it."""
+        hopeless = [each for each in self._entries.values() if each.driver is None and each.state.most_tokens > budget]
+        for entry in hopeless:
+            del self._entries[entry.state.request_id]
+        error = "It may have {} tokens, and no group holds more than {} any more. Shorten it or restart all processes."
+        return [_failure(entry, error.format(entry.state.most_tokens, budget)) for entry in hopeless]
 
     def too_large(self, budget: int) -> FlyingState | None:
         """A request that has begun and may grow beyond `budget` tokens."""
@@ -122,7 +131,6 @@ class Front:
         return sides
 
 
-def _failure(entry: Entry, rank: int) -> GenerationOutput:
+def _failure(entry: Entry, error: str) -> GenerationOutput:
     answer = entry.seen or entry.state.to_generation_output()  # what was seen is the user's and stays as it was
-    error = f"Process {rank}, which served this request, is gone."
     return replace(answer, status=RequestStatus.FAILED, error=error)

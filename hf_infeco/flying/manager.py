@@ -142,37 +142,38 @@ class FlyingManager(Engine):
             return None
         if self._stopping.is_set():
             raise RuntimeError("The manager is stopping and takes no more requests.")
-        new = self.generation_config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        width, most = self._roomiest()
-        new = most - len(input_ids) if new is None else new
-        if new <= 0 or not input_ids or len(input_ids) + new > most:
-            raise ValueError(
-                f"A request of {len(input_ids)} prompt and {new} new tokens does not fit: the KV cache holds {most} "
-                f"tokens at width {width}. Shorten it, or give the cache more num_blocks."
-            )
-        with self._request_lock:
+        with self._front.lock:  # from the look at the room on, so that no merge becomes impossible in between
+            width, most = self._roomiest()
+            new = self.generation_config.max_new_tokens if max_new_tokens is None else max_new_tokens
+            new = most - len(input_ids) if new is None else new
+            if new <= 0 or not input_ids or len(input_ids) + new > most:
+                raise ValueError(
+                    f"A request of {len(input_ids)} prompt and {new} new tokens does not fit: the KV cache holds "
+                    f"{most} tokens at width {width}. Shorten it, or give the cache more num_blocks."
+                )
             request_id = f"req_{self._request_counter}" if request_id is None else request_id
             self._request_counter += 1
-        eos = self.generation_config.eos_token_id if eos_token_id is None else eos_token_id
-        state = FlyingState(
-            request_id=request_id,
-            initial_tokens=list(input_ids),
-            record_timestamps=record_timestamps,
-            max_new_tokens=new,
-            eos_token_id=eos,
-            streaming=streaming,
-            logit_processor_kwargs=logit_processor_kwargs,
-            priority=priority,
-        )
-        with self._front.lock:
+            eos = self.generation_config.eos_token_id if eos_token_id is None else eos_token_id
+            state = FlyingState(
+                request_id=request_id,
+                initial_tokens=list(input_ids),
+                record_timestamps=record_timestamps,
+                max_new_tokens=new,
+                eos_token_id=eos,
+                streaming=streaming,
+                logit_processor_kwargs=logit_processor_kwargs,
+                priority=priority,
+            )
             self._front.add(state)
             self._dispatch()
         return request_id
 
     def _roomiest(self) -> tuple[int, int]:
-        """The width at which a request may have most tokens, of those that can still be had, and how many."""
-        with self._front.lock:
-            widths = self.switcher.widths if self._can_merge else [len(each) for each in self._front.groups.values()]
+        """
+        The width at which a request may have most tokens, of those that can still be had, and how many. The front's
+        lock is held.
+        """
+        widths = self.switcher.widths if self._can_merge else [len(each) for each in self._front.groups.values()]
         return max(((width, self.budgets[width]) for width in widths), key=lambda each: each[1])
 
     def cancel_request(self, request_id: str) -> None:
@@ -183,9 +184,14 @@ class FlyingManager(Engine):
                 self._tell(driver, "cancel", request_id)
 
     def _dispatch(self) -> None:
-        """Sends what is held and fits to groups. The front's lock is held."""
+        """
+        Sends what is held and fits to groups. Once none can grow any more, what fits none of them fails. The front's
+        lock is held.
+        """
         for driver, state in self._front.assign(self.budgets):
             self._tell(driver, "request", state)
+        if not self._can_merge:
+            self.output_router.deliver_here(self._front.give_up(self._roomiest()[1]))
 
     def _tell(self, driver: int, *message: Any) -> None:
         """A message to who drives a group, after which its other processes wake up and do not sleep on."""
@@ -210,7 +216,7 @@ class FlyingManager(Engine):
         elif kind == "switch":
             self._follow(*rest)
         elif kind == "broken":
-            self._can_merge = False
+            self._forbid_merging()
         elif kind == "restarted":
             self._dissolve(rank)
         elif kind == "stop":
@@ -246,9 +252,9 @@ class FlyingManager(Engine):
         if width not in self.switcher.widths:
             raise ValueError(f"width={width} cannot be had: use one of {self.switcher.widths}.")
         with self._switching:
-            if self._is_at(width):
-                return
             with self._front.lock:
+                if self._is_at(width):
+                    return
                 self._check_switch(width)
                 was_open, self._front.is_open = self._front.is_open, False
             try:
@@ -285,7 +291,7 @@ class FlyingManager(Engine):
                 logger.warning(f"Process {self.rank} did not switch to width {width}: {error}")
 
     def _follow_policy(self, policy: Policy) -> None:
-        while not self._stopped.wait(POLICY_INTERVAL):
+        while self._can_merge and not self._stopped.wait(POLICY_INTERVAL):
             decision = policy.decide(self.snapshot())
             with self._front.lock:
                 self._front.is_open = decision.admits
@@ -296,8 +302,9 @@ class FlyingManager(Engine):
                 self.switch(decision.width)
             except (ValueError, RuntimeError) as error:
                 logger.warning(f"The policy's switch to width {decision.width} ({decision.reason}) failed: {error}")
-                if not self._can_merge:
-                    return
+        with self._front.lock:
+            self._front.is_open = True  # a gate that the policy closed for a switch would stay closed
+            self._dispatch()
 
     def snapshot(self) -> Snapshot:
         """What a policy decides by."""
@@ -315,7 +322,9 @@ class FlyingManager(Engine):
             self._links.send(FRONT, "restarted")
 
     def _forbid_merging(self) -> None:
-        super()._forbid_merging()
+        with self._front.lock:
+            super()._forbid_merging()
+            self._dispatch()
         self._links.send(FRONT, "broken")  # the front has no line to itself
 
     def _lose(self, rank: int) -> None:

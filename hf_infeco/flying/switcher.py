@@ -108,7 +108,7 @@ class ParallelSwitcher:
         if set(asked) != {width}:
             raise ValueError(f"Processes {everybody.ranks} ask for widths {asked}. All must ask for the same.")
         self.flip(width)
-        share_random_state(self.groups[width])
+        share_random_state(self.groups[width], self.model.device)
 
     def split(self) -> None:
         """Back to width 1, without a collective. Each process continues with random numbers of its own."""
@@ -132,12 +132,12 @@ def part_random_state() -> None:
     torch.manual_seed(int(torch.randint(2**31, (), device="cpu")) + dist.get_rank())
 
 
-def share_random_state(group: Group) -> None:
-    """Gives all processes of a group the random state of its first one, on the CPU and on CUDA."""
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device else [])]
+def share_random_state(group: Group, device: torch.device) -> None:
+    """Gives all processes of a group the random state of its first one, on the CPU and on a model's CUDA device."""
+    is_cuda = device.type == "cuda"
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if is_cuda else [])]
     for state in states:
         dist.broadcast(state, group.ranks[0], group=group.control)
     torch.set_rng_state(states[0])
-    if device:
+    if is_cuda:
         torch.cuda.set_rng_state(states[1], device)

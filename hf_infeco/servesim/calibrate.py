@@ -47,8 +47,8 @@ def calibrate(
         The correction, and errors in % on the requests after the first ones, as `errors` gives them.
 
     Raises:
-        ValueError: a log that is too short to hold some out, or whose first requests all meet a cold engine; a cluster
-            of several kinds.
+        ValueError: a log that is too short to hold some out, or whose first requests all meet a cold engine, or none
+            of whose fitted or held-out requests makes two tokens; a cluster of several kinds.
     """
     (instance,) = cluster.instances if len(cluster.instances) == 1 else (None,)
     if instance is None:
@@ -68,6 +68,13 @@ def calibrate(
             f"all of the first {first} requests arrive before the log's first token, so none can be fitted; "
             "fit more of them, or take a log of an engine that was warm"
         )
+    held_out = np.arange(first, len(log.requests))
+    for name, part in (("fitted", fitted), ("held out", held_out)):
+        if np.isnan(log.tpot[part]).all():
+            raise ValueError(
+                f"all {len(part)} requests that are {name} make one token, so there is no time per token to compare; "
+                "fit another number of them, or take a log with longer answers"
+            )
     seen: dict[Correction, float] = {}
 
     def loss(correction: Correction) -> float:
@@ -79,7 +86,7 @@ def calibrate(
 
     # What is moved first takes up most of an error that several factors explain: both orders are tried.
     best = min((search(loss, order, rounds) for order in (names, names[::-1])), key=loss)
-    return best, errors(run(best), log, np.arange(first, len(log.requests)))
+    return best, errors(run(best), log, held_out)
 
 
 def search(loss: Callable[[Correction], float], names: Sequence[str], rounds: int) -> Correction:

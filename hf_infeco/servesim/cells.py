@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,16 @@ def csv_rows(path: Path, *needed: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def number(entry: dict[str, Any], name: str, path: Path, line: int) -> float:
-    """A field that is a number."""
+    """A field that is a finite number."""
     try:
-        return float(entry[name])
+        value = float(entry[name])
     except KeyError:
         raise ValueError(f"{path}:{line}: the field {name} is missing; there are {', '.join(entry)}") from None
     except (TypeError, ValueError):
         raise ValueError(f"{path}:{line}: {name} is {entry[name]!r} and must be a number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{path}:{line}: {name} is {entry[name]!r} and must be a finite number")
+    return value
 
 
 def whole(entry: dict[str, Any], name: str, path: Path, line: int) -> int:

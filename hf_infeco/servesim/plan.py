@@ -110,7 +110,8 @@ def make_plan(plan: Plan, trace: Sequence[Request], progress: Callable[[str], An
     Simulates every layout; the best come first.
 
     Raises:
-        ValueError: no width has tables, nothing was given to choose from, or `splits` without `transfer`.
+        ValueError: no width has tables, nothing was given to choose from, a trace without requests, or `splits`
+            without `transfer`.
     """
     candidates = list(layouts(plan))
     if not candidates:
@@ -118,6 +119,8 @@ def make_plan(plan: Plan, trace: Sequence[Request], progress: Callable[[str], An
             "no layout is possible: an instance's tp * pp * dp must divide `devices`, and the profile must have its "
             "width's tables"
         )
+    if not trace:
+        raise ValueError("the trace has no requests, so that every layout would do; give it some")
     tables = tables_of_profiles()  # layouts share them
     for each in candidates:
         if progress is not None:

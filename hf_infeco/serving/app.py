@@ -23,6 +23,7 @@ from .guard import Guard, error_body, error_response
 from .handlers import Chats, Completions
 from .metrics import Counters, as_text
 
+BODY_SECONDS = 30  # that a request may take to arrive: it has one of the places meanwhile
 GONE = 499  # nginx's word for a client that left; nobody reads it but the counters
 PAGE = Path(__file__).with_name("status.html")
 PAGE_HEADERS = {
@@ -48,7 +49,9 @@ class Limits:
     max_body: int = 4 << 20
 
 
-def build_app(manager: FlyingManager, tokenizer: PreTrainedTokenizerFast, name: str, limits: Limits) -> Guard:
+def build_app(
+    manager: FlyingManager, tokenizer: PreTrainedTokenizerFast, name: str, limits: Limits, host: str = "localhost"
+) -> Guard:
     """
     An app over a manager that has started, in the process that is its front.
 
@@ -56,6 +59,7 @@ def build_app(manager: FlyingManager, tokenizer: PreTrainedTokenizerFast, name: 
         manager (`FlyingManager`): made with `per_request_processors` and the generation settings
             `generation.SAMPLING`.
         name (`str`): of the model, as clients call it.
+        host (`str`): by which they may call this machine, beside its addresses and localhost.
     """
     app, counters, created = FastAPI(openapi_url=None), Counters(), int(time.time())
     handled = FlyingGeneration(manager, counters), name, manager.model, tokenizer
@@ -118,7 +122,7 @@ def build_app(manager: FlyingManager, tokenizer: PreTrainedTokenizerFast, name: 
         return error_response(500, f"{type(error).__name__} in the server; its log says more.")
 
     paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]
-    return Guard(app, paths, limits.key, limits.max_requests, counters)
+    return Guard(app, paths, limits.key, limits.max_requests, counters, host)
 
 
 async def _body_of(request: Request, most: int) -> dict[str, Any]:
@@ -127,12 +131,16 @@ async def _body_of(request: Request, most: int) -> dict[str, Any]:
         # A browser lets any page send a form or plain text to a server on this machine, and no JSON.
         raise HTTPException(status_code=415, detail="Send JSON with the header `Content-Type: application/json`.")
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > most:
-            raise HTTPException(
-                status_code=413, detail=f"The body is larger than {most:,} bytes. Send less at a time."
-            )
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > most:
+                    sentence = f"The body is larger than {most:,} bytes. Send less at a time."
+                    raise HTTPException(status_code=413, detail=sentence)
+    except TimeoutError as error:
+        sentence = f"The body did not arrive within {BODY_SECONDS} seconds. Send it again."
+        raise HTTPException(status_code=408, detail=sentence) from error
     try:
         found = json.loads(body)
         json.dumps(found, ensure_ascii=False).encode()  # half a character, which no tokenizer takes, fails here

@@ -32,7 +32,7 @@ NOT_HONOURED: dict[str, tuple[Any, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-KINDS = {"chat_template_kwargs": dict, "stream": bool, "tools": list}
+KINDS = {"chat_template_kwargs": dict, "parallel_tool_calls": bool, "stream": bool, "tools": list}
 RANGES = {"temperature": (0.0, 2.0), "top_p": (1e-6, 1.0)}
 COUNTS = ("max_tokens", "max_completion_tokens")
 MOST_STOPS = 16  # each is looked for in every piece of a text
@@ -40,7 +40,7 @@ JSON_NAMES = {dict: "object", bool: "boolean", list: "array"}
 
 # A client must not send a template of its own, which the server would run.
 OF_THE_TOKENIZER = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
-OF_THE_TOKENIZER |= {"messages", "load_audio_from_video"}  # which the handler and the template are given already
+OF_THE_TOKENIZER |= {"conversations", "load_audio_from_video", "messages"}  # given to it or to the template already
 
 
 def refuse(sentence: str) -> HTTPException:
@@ -59,6 +59,8 @@ def check_fields(body: Mapping[str, Any]) -> None:
     for field, kind in KINDS.items():
         if body.get(field) is not None and not isinstance(body[field], kind):
             raise refuse(f"{field}={_short(body[field])} must be a JSON {JSON_NAMES[kind]}.")
+    if body.get("parallel_tool_calls") is False:
+        raise refuse("parallel_tool_calls=False is not supported: nothing limits a model's calls. Leave it out.")
     for field, (least, most) in RANGES.items():
         value = body.get(field)
         if value is not None and not (_is_number(value) and least <= value <= most):

@@ -6,11 +6,12 @@ from typing import Any
 
 from fastapi import HTTPException
 from transformers import GenerationConfig
-from transformers.cli.serving.utils import CBGenerateManager, CBStreamer, GenerationState
+from transformers.cli.serving.utils import CBGenerateManager, CBStreamer, GenerationState, build_response_parser
 from transformers.generation.continuous_batching.requests import GenerationOutput
 
 from ..flying import FlyingManager
 from .metrics import Counters
+from .reading import ForgivingParser
 from .stopping import StoppingQueue, cut
 
 NEW_TOKENS = 1024  # of a request that names no number, where they fit
@@ -73,6 +74,8 @@ class FlyingGeneration(CBGenerateManager):
             )
         queue = StoppingQueue(gen_config.stop_strings or (), lambda: streamer.cancel())
         loop, start = asyncio.get_running_loop(), time.perf_counter()
+        if response_parser is not None:
+            response_parser = ForgivingParser(response_parser, lambda: build_response_parser(processor, model, []))
         streamer = Streamer(manager, request_id, processor.backend_tokenizer, loop, queue, response_parser)
 
         def receive(output: GenerationOutput) -> None:

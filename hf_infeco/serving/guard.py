@@ -1,7 +1,9 @@
 """What stands before the endpoints: the key, whose page asks, requests at a time, and the count of all answers."""
 
+import ipaddress
 import secrets
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
 
@@ -29,10 +31,13 @@ class Guard:
         paths (`frozenset[str]`): that there are.
         key (`str`, *optional*): that clients show as `Authorization: Bearer KEY`.
         max_requests (`int`): requests for text at a time.
+        host (`str`): the name, beside localhost, by which this machine may be called without a key.
     """
 
-    def __init__(self, app: Any, paths: frozenset[str], key: str | None, max_requests: int, counters: Counters):
-        self.app, self.paths, self.key = app, paths, key
+    def __init__(
+        self, app: Any, paths: frozenset[str], key: str | None, max_requests: int, counters: Counters, host: str
+    ):
+        self.app, self.paths, self.key, self.host = app, paths, key, host
         self.max_requests, self.counters = max_requests, counters
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -51,6 +56,9 @@ class Guard:
         if scope["method"] not in READING and _is_of_another_site(scope):
             sentence = "A page of another site asks this. Open the page of this server itself."
             return await error_response(403, sentence)(scope, receive, counting)
+        if self.key is None and path not in OPEN and not self._is_called_by_its_name(scope):
+            sentence = "Call this server by its address or by localhost, or start it with a key, such as by --api-key."
+            return await error_response(403, sentence)(scope, receive, counting)
         if scope["method"] != "POST" or not path.startswith("/v1/"):
             return await self.app(scope, receive, counting)
         if self.counters.in_progress >= self.max_requests:
@@ -65,6 +73,18 @@ class Guard:
     def _shows_key(self, scope: Any) -> bool:
         shown = dict(scope["headers"]).get(b"authorization", b"")
         return secrets.compare_digest(shown, f"Bearer {self.key}".encode())
+
+    def _is_called_by_its_name(self, scope: Any) -> bool:
+        """A page in a browser reaches this machine by a name of its own that it has resolve to an address of ours."""
+        called = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        try:
+            name = urlsplit(f"//{called}").hostname or ""
+            if name in ("localhost", self.host.lower()):
+                return True
+            ipaddress.ip_address(name)
+            return True
+        except ValueError:
+            return False
 
 
 def _is_of_another_site(scope: Any) -> bool:

@@ -9,6 +9,7 @@ from transformers.cli.serving.model_manager import ModelManager
 
 from .checks import check_chat, check_fields, refuse, stops_of
 from .generation import FlyingGeneration, OneGeneration
+from .reading import forgiving
 from .stopping import cut
 
 COLDEST = 0.01  # temperatures below count as 0: scores divided by them are no numbers any more
@@ -26,7 +27,7 @@ class OneModel:
         self, generation: FlyingGeneration, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
     ):
         super().__init__(ModelManager, OneGeneration(generation))  # type: ignore[call-arg] # of its static methods
-        self._named = name, model, tokenizer
+        self._named = name, model, forgiving(tokenizer)
         self._stops: list[str] = []
 
     def _validate_request(self, body: dict[str, Any]) -> None:
@@ -48,6 +49,8 @@ class OneModel:
             config.max_new_tokens = None
         if body.get("temperature") is not None:
             config.do_sample = body["temperature"] >= COLDEST
+        elif body.get("top_p") is not None:
+            config.do_sample = True
         config.stop_strings = self._stops
         return config
 
@@ -62,6 +65,8 @@ class Chats(OneModel, ChatCompletionHandler):
     def _validate_request(self, body: dict[str, Any]) -> None:
         super()._validate_request(body)
         check_chat(body)
+        if body.get("chat_template_kwargs") is None:
+            body.pop("chat_template_kwargs", None)  # transformers takes it for an object where it is there
 
     def _build_completion(self, request_id: str, content: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         # Where a model has a template of its answers, they are read from tokens, among which the stop string is.

@@ -21,6 +21,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.utils import logging
 
 from ..flying import FlyingManager
+from ..flying.groups import widths_of
 from .app import Limits, build_app
 from .generation import SAMPLING
 
@@ -62,18 +63,38 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
     Raises:
         ValueError: for settings or a model that cannot be served.
-        OSError: for a model that cannot be read, or an address that cannot be had.
+        OSError: for a model that cannot be read, an address that cannot be had, or processes that do not come about.
     """
+    _check(settings)
     if settings.limits.key is None and settings.host not in LOOPBACK:
         logger.warning(f"Whoever reaches {settings.host} can use this server: give it a key, such as by --api-key.")
     rank = int(os.environ.get("RANK", 0))
-    with _listening(settings) if rank == 0 else contextlib.nullcontext() as listener:
-        if "RANK" in os.environ:
-            _join()
-            _run(settings, listener, announce)
-        else:
-            with _followers(settings):
+    handlers = {each: signal.getsignal(each) for each in STOPPING}
+    try:
+        with _listening(settings) if rank == 0 else contextlib.nullcontext() as listener:
+            if "RANK" in os.environ:
+                _join()
                 _run(settings, listener, announce)
+            else:
+                with _followers(settings):
+                    _run(settings, listener, announce)
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+
+
+def _check(settings: Settings) -> None:
+    """Before a process is started or a model is loaded in vain."""
+    processes = here = settings.processes
+    if "RANK" in os.environ:
+        processes = int(os.environ["WORLD_SIZE"])
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if settings.width is not None and settings.width not in widths_of(processes):
+        raise ValueError(
+            f"width={settings.width} cannot be had with {processes} processes: use one of {widths_of(processes)}."
+        )
+    if torch.cuda.is_available() and here > (devices := torch.cuda.device_count()):
+        raise ValueError(f"{here} processes need a GPU each, and this machine has {devices}. Start at most {devices}.")
 
 
 def _listening(settings: Settings) -> socket.socket:
@@ -117,10 +138,13 @@ def _follow(settings: Settings, rank: int, store: str) -> None:
 def _join(rank: int = 0, size: int = 1, store: str | None = None) -> None:
     """Makes this process one of a group: by a file on this machine, or by torchrun's variables."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if store is not None:
+        os.environ["LOCAL_RANK"] = str(rank)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # of collectives and of what names no device
     if store is None:
         dist.init_process_group(backend)
         return
-    os.environ["LOCAL_RANK"] = str(rank)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nobody else may take part
     torch.set_num_threads(max(1, torch.get_num_threads() // size))
     dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=size)
@@ -130,17 +154,21 @@ def _run(settings: Settings, listener: Any = None, announce: Callable[[str], Non
     if dist.get_rank() > 0:
         for each in STOPPING:  # a terminal, or torchrun, tells everybody; these stop when the front has answered all
             signal.signal(each, signal.SIG_IGN)
-    model, tokenizer = _load(settings)
-    dist.barrier()  # the manager's groups wait for seconds only
-    manager = _manager_of(model, settings)
-    manager.start()
+    try:
+        model, tokenizer = _load(settings)
+        dist.barrier()  # the manager's groups wait for seconds only
+        manager = _manager_of(model, settings)
+        manager.start()
+    except RuntimeError as error:  # of CUDA, whose memory is too small, or of another process that is gone
+        raise OSError(f"{settings.model!r} cannot be started: {error}") from error
     if not manager.is_front:
         manager.wait()
         return
     try:
         if settings.width is not None:
             manager.switch(settings.width)
-        _answer(build_app(manager, tokenizer, settings.model, settings.limits), listener, announce)
+        app = build_app(manager, tokenizer, settings.model, settings.limits, settings.host)
+        _answer(app, listener, announce)
     finally:
         manager.stop(hard_stop=True)
 
@@ -176,5 +204,6 @@ def _answer(app: Any, listener: socket.socket, announce: Callable[[str], None]) 
     host, port = listener.getsockname()[:2]
     for each in STOPPING:  # uvicorn takes them, and afterwards raises them again for whoever was there before
         signal.signal(each, lambda *_: None)
+    listener.listen()  # so that who is told may connect; uvicorn sets its own backlog later
     announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     uvicorn.Server(config).run(sockets=[listener])

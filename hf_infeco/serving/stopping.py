@@ -13,7 +13,7 @@ def cut(text: str, stops: Sequence[str]) -> str:
 class StoppingQueue(asyncio.Queue):
     """
     Pieces of a text on their way to a client, up to the first stop string; then None, and nothing more. What might be
-    the beginning of one is held back until the next piece tells. An exception is raised where it is taken out.
+    the beginning of one is held back until the next piece tells. An exception is the end too: `get` raises it.
 
     Args:
         stops (`Sequence[str]`): not empty ones.
@@ -23,6 +23,7 @@ class StoppingQueue(asyncio.Queue):
     def __init__(self, stops: Sequence[str], stop: Callable[[], None]):
         super().__init__()
         self._stops, self._stop, self._held, self._is_over = stops, stop, "", False
+        self._has_failed = False
 
     def put_nowait(self, item: Any) -> None:
         if self._is_over:
@@ -31,6 +32,7 @@ class StoppingQueue(asyncio.Queue):
             self._pass_on(self._held)
             self._held = ""
             super().put_nowait(item)
+            self._is_over = self._has_failed = isinstance(item, Exception)
             return
         text = self._held + item
         kept = cut(text, self._stops)
@@ -43,11 +45,16 @@ class StoppingQueue(asyncio.Queue):
         self._held = self._beginning_of_a_stop(text)
         self._pass_on(text[: len(text) - len(self._held)])
 
-    def _get(self) -> Any:
-        item = super()._get()  # asyncio's own way to make another kind of queue
-        if isinstance(item, Exception):
-            raise item
-        return item
+    def get_nowait(self) -> Any:
+        if self._has_failed and self.qsize() == 1:
+            raise asyncio.QueueEmpty  # whoever drains this queue would lose what was drained before
+        return super().get_nowait()
+
+    async def get(self) -> Any:
+        try:
+            return await super().get()
+        except asyncio.QueueEmpty:
+            raise super().get_nowait() from None
 
     def _pass_on(self, text: str) -> None:
         if text:

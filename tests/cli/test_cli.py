@@ -109,5 +109,19 @@ def test_serve_without_its_extra_names_it(monkeypatch):
     assert "fastapi is missing: pip install 'hf_infeco[serve]'" in run("serve", "model", exit_code=1).output
 
 
+def test_a_package_that_only_a_served_model_needs_is_not_told_as_one_of_the_extra(monkeypatch):
+    def serve(*_):
+        raise ModuleNotFoundError("No module named 'tiktoken'", name="tiktoken")
+
+    pytest.importorskip("openai", reason="the extra [serve] is not installed")
+    monkeypatch.setattr("hf_infeco.serving.serve", serve)
+    assert run("serve", "model", exit_code=1).stderr == "Error: No module named 'tiktoken'\n"
+
+
+def test_serve_refuses_a_key_that_is_empty():
+    output = run("serve", "model", "--api-key", "", exit_code=2).output
+    assert "--api-key is empty" in " ".join(output.split())
+
+
 def test_serve_takes_a_number_of_processes_for_a_width():
     assert "must be auto or a number" in " ".join(run("serve", "model", "--width", "wide", exit_code=2).output.split())

@@ -7,6 +7,7 @@ import runpy
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 import hf_infeco
 from hf_infeco.benchmarks.flying.schedules import MOVES, alone, answers, schedule
 from hf_infeco.flying import FlyingManager, engine
+from hf_infeco.scheduling import Decision
 
 from .models import UNEVEN, build, prompt
 from .processes import TIMEOUT, message_of
@@ -134,9 +136,15 @@ def trouble() -> dict:
     name = manager.add_request(short, max_new_tokens=8)
     found["merged again"] = answers(manager, {name}, TIMEOUT)[name][0].generated_tokens
 
+    manager._front.is_open = False  # as a policy has it, so that the next one is held
+    only_merged = manager.add_request(long, max_new_tokens=8)
     manager.switch(1)
     found["told"] = wait_until(lambda: not manager._can_merge)
     found["broken"] = message_of(lambda: manager.switch(2))
+    output = manager.get_result(timeout=TIMEOUT)
+    found["given up"] = output and (output.request_id == only_merged, output.error)
+    manager._follow_policy(SimpleNamespace(decide=lambda snapshot: Decision(2, 2, False, "a test")))
+    found["is open"] = manager._front.is_open
     manager.stop()
     found["stopped"] = message_of(lambda: manager.add_request(short))
     return found

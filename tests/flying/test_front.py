@@ -33,3 +33,15 @@ def test_an_answer_that_was_handed_out_does_not_change_when_its_process_dies():
     (failed,) = front.dissolve(0, is_dead=True)
     assert failed.status == RequestStatus.FAILED and "Process 0" in failed.error
     assert (half.status, half.error) == (RequestStatus.DECODING, None)
+
+
+def test_of_the_held_requests_only_those_that_fit_nowhere_are_given_up():
+    front = Front(1)
+    for each in (state("begun", 99), state("short", 49), state("long", 50)):
+        front.add(each)
+        front.is_open = each.request_id == "begun"
+        front.assign({1: 100})
+    (failed,) = front.give_up(50)
+    assert (failed.request_id, failed.status) == ("long", RequestStatus.FAILED)
+    assert "may have 51 tokens, and no group holds more than 50" in failed.error
+    assert [len(side) for side in front.requests()] == [1, 1]

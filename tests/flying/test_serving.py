@@ -94,6 +94,15 @@ def test_a_process_whose_groups_broke_tells_the_front(trouble):
     assert trouble["told"] and "cannot change any more" in trouble["broken"]
 
 
+def test_what_is_held_for_a_merge_that_cannot_come_any_more_fails_with_a_sentence(trouble):
+    is_the_held_one, error = trouble["given up"]
+    assert is_the_held_one and "may have 158 tokens, and no group holds more than 128 any more" in error
+
+
+def test_a_policy_that_cannot_switch_any_more_leaves_the_gate_open(trouble):
+    assert trouble["is open"]
+
+
 def test_every_group_of_the_engine_has_the_timeout_that_was_asked_for(trouble):
     assert trouble["limits"] == [processes.TIMEOUT] * 2
 

@@ -132,6 +132,17 @@ def test_a_log_whose_first_requests_all_meet_a_cold_engine_is_refused(tmp_path):
         calibrate(Cluster((given,)), read_log(log), 60)
 
 
+@pytest.mark.parametrize(("longer", "told"), [(range(60, 100), "requests that are fitted"), (range(60), "held out")])
+def test_a_log_without_a_time_per_token_is_refused(tmp_path, longer, told):
+    write_plain_profile(tmp_path / "profile")
+    given = instance(tmp_path, profile=str(tmp_path / "profile"))
+    rows = [f"{i},{i + 0.1},{i + 0.1 + 0.1 * (i in longer)},20,{1 + (i in longer)}" for i in range(100)]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["arrival_s,first_token_s,last_token_s,input_tokens,output_tokens", *rows]))
+    with pytest.raises(ValueError, match=rf"{told} make one token, so there is no time per token"):
+        calibrate(Cluster((given,)), read_log(log), 60)
+
+
 def write_plain_profile(folder):
     """The tables of `profiles.py` as files, but for skew's, which have no effect on these lengths."""
     from hf_infeco.servesim.profiles import write_profile
@@ -194,6 +205,11 @@ def test_a_layout_has_no_more_devices_than_its_stages_and_ranks_leave(cluster_fi
     assert all(each.count * each.devices == devices for (_, devices), each in found.items())
     with pytest.raises(ValueError, match=r"an instance's tp \* pp \* dp must divide `devices`"):
         make_plan(replace(staged, devices=(3,)), [])
+
+
+def test_a_plan_for_a_trace_without_requests_is_refused(cluster_file, tmp_path):
+    with pytest.raises(ValueError, match="the trace has no requests"):
+        make_plan(plan_of(tmp_path, devices=(1,)), [])
 
 
 def test_splits_without_the_link_between_them_are_refused(cluster_file, tmp_path):

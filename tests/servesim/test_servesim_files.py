@@ -274,6 +274,15 @@ def test_what_is_wrong_with_a_log_is_named_by_the_line_it_has_in_the_file(tmp_pa
         ('{"timestamp": 9000, "input_length": 5}', "t.jsonl:2: the field output_length is missing"),
         ('{"timestamp": 9000, "input_length": 0, "output_length": 2}', "t.jsonl:2: 0 tokens in and 2 out"),
         ('{"timestamp": 9000, "input_length": 1.5, "output_length": 2}', "t.jsonl:2: input_length is 1.5"),
+        (
+            '{"timestamp": 9000, "input_length": NaN, "output_length": 2}',
+            "t.jsonl:2: input_length is nan",
+        ),
+        (
+            '{"timestamp": 9000, "input_length": 5, "output_length": "inf"}',
+            "t.jsonl:2: output_length is 'inf'",
+        ),
+        ('{"timestamp": NaN, "input_length": 5, "output_length": 2}', "t.jsonl:2: timestamp is nan"),
         ("{", "t.jsonl:2: it is no JSON"),
     ],
 )

@@ -1,5 +1,8 @@
 """Stop strings by themselves."""
 
+import asyncio
+import contextlib
+
 import pytest
 
 pytest.importorskip("openai", reason="the extra [serve] is not installed")
@@ -44,8 +47,33 @@ def test_what_was_held_back_comes_before_what_is_no_text():
     assert passed(["a E", 3], ["END"]) == (["a ", "E", 3], 0)
 
 
-def test_an_exception_is_raised_where_it_is_taken_out():
-    queue = StoppingQueue([], lambda: None)
-    queue.put_nowait(ValueError("an error"))
+def drained(queue: StoppingQueue) -> list:
+    """As transformers' handlers take pieces out: wait for one, and take what else there is."""
+
+    async def drain() -> list:
+        batch = [await queue.get()]
+        with contextlib.suppress(asyncio.QueueEmpty):
+            while True:
+                batch.append(queue.get_nowait())
+        return batch
+
+    return asyncio.run(drain())
+
+
+def test_the_pieces_before_an_exception_are_not_lost_with_it():
+    queue = StoppingQueue(["END"], lambda: None)
+    for piece in ("one ", "two E", ValueError("an error")):
+        queue.put_nowait(piece)
+    assert drained(queue) == ["one ", "two ", "E"]
     with pytest.raises(ValueError, match="an error"):
-        queue.get_nowait()
+        drained(queue)
+
+
+def test_who_waits_already_gets_the_exception():
+    async def wait_and_fail() -> None:
+        queue = StoppingQueue([], lambda: None)
+        asyncio.get_running_loop().call_soon(queue.put_nowait, ValueError("an error"))
+        await queue.get()
+
+    with pytest.raises(ValueError, match="an error"):
+        asyncio.run(wait_and_fail())
