@@ -61,8 +61,42 @@ def build_app(
         name (`str`): of the model, as clients call it.
         host (`str`): by which they may call this machine, beside its addresses and localhost.
     """
-    app, counters, created = FastAPI(openapi_url=None), Counters(), int(time.time())
-    handled = FlyingGeneration(manager, counters), name, manager.model, tokenizer
+    app, counters = FastAPI(openapi_url=None), Counters()
+    _add_texts(app, manager, tokenizer, name, counters, limits.max_body)
+    _add_state(app, manager, name, counters, limits.max_body)
+    app.add_exception_handler(AnyHTTPException, _refused)
+    app.add_exception_handler(Exception, _failed)
+    paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]
+    return Guard(app, paths, limits.key, limits.max_requests, counters, host)
+
+
+def _add_texts(
+    app: FastAPI,
+    manager: FlyingManager,
+    tokenizer: PreTrainedTokenizerFast,
+    name: str,
+    counters: Counters,
+    max_body: int,
+) -> None:
+    """What OpenAI's clients ask."""
+    handled, created = (FlyingGeneration(manager, counters), name, manager.model, tokenizer), int(time.time())
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await _answer(request, Completions(*handled), await _body_of(request, max_body), "cmpl")
+
+    @app.post("/v1/chat/completions")
+    async def chats(request: Request) -> Response:
+        return await _answer(request, Chats(*handled), await _body_of(request, max_body), "chatcmpl")
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        entry = {"id": name, "object": "model", "created": created, "owned_by": "hf_infeco"}
+        return {"object": "list", "data": [entry]}
+
+
+def _add_state(app: FastAPI, manager: FlyingManager, name: str, counters: Counters, max_body: int) -> None:
+    """How the processes are, for people and for who watches them, and the switch."""
     page = HTMLResponse(PAGE.read_bytes(), headers=PAGE_HEADERS)
 
     def current_status() -> dict[str, Any]:
@@ -71,19 +105,6 @@ def build_app(
     @app.get("/")
     async def status_page() -> Response:
         return page
-
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        return await _answer(request, Completions(*handled), await _body_of(request, limits.max_body), "cmpl")
-
-    @app.post("/v1/chat/completions")
-    async def chats(request: Request) -> Response:
-        return await _answer(request, Chats(*handled), await _body_of(request, limits.max_body), "chatcmpl")
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        entry = {"id": name, "object": "model", "created": created, "owned_by": "hf_infeco"}
-        return {"object": "list", "data": [entry]}
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -97,7 +118,7 @@ def build_app(
 
     @app.post("/switch")
     async def switch(request: Request) -> dict[str, Any]:
-        width = (await _body_of(request, limits.max_body)).get("width")
+        width = (await _body_of(request, max_body)).get("width")
         if type(width) is not int:
             raise refuse(f'width={width!r} must be a whole number, as in {{"width": 1}}.')
         try:
@@ -113,16 +134,13 @@ def build_app(
         text = as_text(counters, manager.status(), len(manager.switches))
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
-    @app.exception_handler(AnyHTTPException)
-    async def refused(request: Request, error: AnyHTTPException) -> Response:
-        return error_response(error.status_code, str(error.detail))
 
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        return error_response(500, f"{type(error).__name__} in the server; its log says more.")
+async def _refused(request: Request, error: Any) -> Response:
+    return error_response(error.status_code, str(error.detail))
 
-    paths = frozenset(route.path for route in app.routes)  # type: ignore[attr-defined]
-    return Guard(app, paths, limits.key, limits.max_requests, counters, host)
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return error_response(500, f"{type(error).__name__} in the server; its log says more.")
 
 
 async def _body_of(request: Request, most: int) -> dict[str, Any]:
