@@ -15,6 +15,8 @@ from transformers.generation.continuous_batching import ContinuousBatchingManage
 from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 from transformers.utils import logging
 
+from .. import compat
+from ..attention import ATTENTION_NAME
 from .pool import Pool
 from .sampling import make_greedy_exact
 from .switcher import ParallelSwitcher, part_random_state, share_random_state
@@ -226,3 +228,18 @@ class Engine(ContinuousBatchingManager):
             self._adopt_width()
             super().start()
             recovered()
+
+
+def require_servable(model: PreTrainedModel, config: ContinuousBatchingConfig) -> None:
+    """Refuses a patched model, and a pool without a size."""
+    name = type(model).__name__
+    if compat.attention_name(compat.decoder_of(model)) == ATTENTION_NAME:
+        raise ValueError(
+            f"This {name} is patched, and paged caches of continuous batching do not run on hf_infeco's attention. "
+            "Call hf_infeco.unpatch(model) first; ParallelSwitcher switches a patched model for generate()."
+        )
+    if config.num_blocks is None:
+        raise ValueError(
+            "continuous_batching_config.num_blocks is not set: each process would take most of the machine's memory "
+            "for its KV cache. Set it, with page_size: both together are the tokens that a process holds at width 1."
+        )

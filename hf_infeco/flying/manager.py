@@ -11,10 +11,8 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.requests import GenerationOutput
 from transformers.utils import logging
 
-from .. import compat
-from ..attention import ATTENTION_NAME
 from ..scheduling import Policy, Snapshot, make_policy
-from .engine import Engine
+from .engine import Engine, require_servable
 from .front import Front
 from .groups import require_processes
 from .links import FRONT, Links
@@ -60,7 +58,7 @@ class FlyingManager(Engine):
     ):
         require_processes()
         config = copy.deepcopy(continuous_batching_config or ContinuousBatchingConfig())
-        _check(model, config)
+        require_servable(model, config)
         config.scheduler_type = register_scheduler()
         config.cpu_group_timeout, config.use_async_batching = timeout, False  # a pause must find nothing under way
         config.cpu_offload_space = 0.0
@@ -386,17 +384,3 @@ class FlyingManager(Engine):
             except (ValueError, RuntimeError) as error:
                 found[width] = str(error)
         return found
-
-
-def _check(model: PreTrainedModel, config: ContinuousBatchingConfig) -> None:
-    name = type(model).__name__
-    if compat.attention_name(compat.decoder_of(model)) == ATTENTION_NAME:
-        raise ValueError(
-            f"This {name} is patched, and paged caches of continuous batching do not run on hf_infeco's attention. "
-            "Call hf_infeco.unpatch(model) first; ParallelSwitcher switches a patched model for generate()."
-        )
-    if config.num_blocks is None:
-        raise ValueError(
-            "continuous_batching_config.num_blocks is not set: each process would take most of the machine's memory "
-            "for its KV cache. Set it, with page_size: both together are the tokens that a process holds at width 1."
-        )

@@ -163,7 +163,9 @@ def test_the_auto_classes_know_a_saved_model(tmp_path):
     assert (config.mask_token_id, config.block_length, config.shifted_logits) == (MASK, 8, True)
     for auto in (AutoModel, AutoModelForMaskedLM, MaskedDiffusionLM):
         again = auto.from_pretrained(tmp_path, dtype=torch.float64)
-        assert torch.equal(again(prompts(2, 9)).logits, model(prompts(2, 9)).logits)
+        assert all(torch.equal(again.state_dict()[name], weight) for name, weight in model.state_dict().items())
+        # Weights that lie elsewhere in memory may be multiplied in another order.
+        torch.testing.assert_close(again(prompts(2, 9)).logits, model(prompts(2, 9)).logits, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
