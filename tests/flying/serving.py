@@ -127,10 +127,11 @@ def trouble() -> dict:
     found["failed"] = str(failed.error)
     name = manager.add_request(short, max_new_tokens=8)
     found["again"] = answers(manager, {name}, TIMEOUT)[name][0].generated_tokens
-    with manager.pause():
-        name = manager.add_request(short, max_new_tokens=8, streaming=True)
+    with manager.pause():  # of this process: one of two requests is its
+        names = [manager.add_request(short, max_new_tokens=8, streaming=True) for _ in range(2)]
         found["parked"] = manager.status()
-    manager.cancel_request(name)
+    for name in names:
+        manager.cancel_request(name)
     found["groups"] = manager.status()["groups"]
     manager.switch(2)
     name = manager.add_request(short, max_new_tokens=8)
