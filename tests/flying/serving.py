@@ -99,6 +99,7 @@ def trouble() -> dict:
     short, long = prompt(1, 20)[0].tolist(), prompt(1, 150)[0].tolist()
     found: dict = {"limits": [group_timeout(group) for group in (manager._world, manager._data)]}
     found |= {"text": alone(reference, short, 8), "long text": alone(reference, long, 8)}
+    found["whole text"] = alone(reference, short, 80)
     found["too large"] = message_of(lambda: manager.add_request(prompt(1, 500)[0].tolist(), max_new_tokens=8))
 
     only_merged = manager.add_request(long, max_new_tokens=8)
@@ -106,7 +107,7 @@ def trouble() -> dict:
     found["beside"] = answers(manager, {beside}, TIMEOUT)[beside][0].generated_tokens
     found["held"] = manager.status()["held"]
 
-    running = [manager.add_request(short, max_new_tokens=8) for _ in range(4)]
+    running = [manager.add_request(short, max_new_tokens=80) for _ in range(4)]  # not done before the switch
     found["rolled back"] = message_of(lambda: manager.switch(2)), manager.width
     manager.switch(2)
     found["width"] = manager.width

@@ -67,7 +67,7 @@ def test_a_switch_that_fails_in_one_process_is_taken_back_in_all(trouble):
     message, width = trouble["rolled back"]
     assert "was taken back" in message and width == 1
     assert trouble["width"] == 2  # at the second try
-    assert trouble["after"] == [trouble["text"]] * 4
+    assert trouble["after"] == [trouble["whole text"]] * 4
 
 
 def test_a_request_with_priority_overtakes(trouble):
