@@ -32,7 +32,7 @@ session = hf_infeco.SideQuestSession(model, tokenizer, tools, config)
 ## Recipe
 
 `hf-infeco train sidequest --model BASE --config infeco_config.json` with the settings beside this file: {traces}
-correct traces of the agent, labelled by hindsight, {epochs} passes.
+correct traces of the agent, labelled by hindsight; passes over them: {epochs}.
 """
 
 
