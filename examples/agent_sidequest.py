@@ -2,7 +2,7 @@
 An agent that tidies its own context: one task, turn by turn, with what is open, what the side thread says and what is
 freed.
 
-    python examples/agent_sidequest.py --model FOLDER_OR_NAME [--hops 3] [--parts 2] [--seed 1000003] [--interval 2]
+    python examples/agent_sidequest.py --model FOLDER_OR_NAME [--hops 4] [--parts 1] [--seed 1000003] [--interval 4]
 
 The base model is SmolLM2-135M-Instruct, by its name on the Hub or as a folder. Two adapters go onto it: one answers
 with search, open and find, the other names the results that are stale. docs/sidequest.md says how to train both.
@@ -63,12 +63,12 @@ def main() -> None:
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
     parser.add_argument("--agent", type=Path, default=MODELS / "agent", help="folder of the agent's adapter")
     parser.add_argument("--side", type=Path, default=MODELS / "sidequest", help="folder of the side thread's")
-    parser.add_argument("--hops", type=int, default=3)
-    parser.add_argument("--parts", type=int, default=2)
+    parser.add_argument("--hops", type=int, default=4)
+    parser.add_argument("--parts", type=int, default=1)
     parser.add_argument(
         "--seed", type=int, default=1_000_003, help="of the task; from 1,000,000 on none was trained on"
     )
-    parser.add_argument("--interval", type=int, default=2, help="tool calls between two side threads")
+    parser.add_argument("--interval", type=int, default=4, help="tool calls between two side threads")
     arguments = parser.parse_args()
 
     model, tokenizer = load(arguments.model, arguments.agent, arguments.side)
