@@ -369,8 +369,9 @@ def packed_attention(
 
     rows = (query.detach().float() * scale).reshape(batch, kv_heads, num_rows, -1)
     rows = torch.nn.functional.pad(rows, (0, 0, 0, -num_rows % block))
-    asked, mean = reference.rows_for_codes(rows, packed).flatten(0, 1), packed.key_mean
-    common = rows.new_zeros(rows.shape[:3]) if mean is None else (reference.fill_groups(rows) * mean).sum(-1)
+    filled, mean = reference.fill_groups(rows), packed.key_mean
+    asked = reference.rows_for_codes(filled, packed).flatten(0, 1)
+    common = rows.new_zeros(rows.shape[:3]) if mean is None else (filled * mean).sum(-1)
     rows, common = rows.flatten(0, 1), common.flatten(0, 1)
     threads = torch.get_num_threads()
     pieces = min(-(-PIECES * threads // pairs), -(-tiles // (CHUNK // GROUP)))

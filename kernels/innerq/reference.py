@@ -429,9 +429,9 @@ def _attend_packed(
     rows: torch.Tensor, packed: PackedKV, mask: torch.Tensor | None, softcap: float | None
 ) -> list[Partial]:
     """`rows [B, Hkv, M, D]` against the packed tokens, `CHUNK_TILES` tiles at a time."""
-    common = 0 if packed.key_mean is None else fill_groups(rows) @ packed.key_mean.transpose(-1, -2)  # [B, Hkv, M, 1]
-    rows = rows_for_codes(rows, packed)
-    rows = rows.unflatten(-1, (-1, GROUP))  # [B, Hkv, M, G, 32]
+    rows = fill_groups(rows)
+    common = 0 if packed.key_mean is None else rows @ packed.key_mean.transpose(-1, -2)  # [B, Hkv, M, 1]
+    rows = rows_for_codes(rows, packed).unflatten(-1, (-1, GROUP))  # [B, Hkv, M, G, 32]
     row_sums = rows.sum(-1)
     parts = []
     for tile in range(0, packed.num_slots // GROUP, CHUNK_TILES):
